@@ -1,0 +1,1 @@
+"""Training: one Config, one engine, one loop; the adapter is a setting."""

@@ -1,0 +1,158 @@
+"""Checkpoints: fp32 slices of what trains, as safetensors, and a manifest that is written last.
+
+    checkpoints/<step>/rank-00000-of-00002.safetensors     one per rank: see Engine.local_state
+    checkpoints/<step>/MANIFEST.json                        sizes, hashes, layout, stream state, step
+
+A checkpoint exists when its manifest does and every file in it has the size and hash the manifest says. It can be
+loaded at any world size: slices are contiguous ranges of the flattened parameters, so a rank reads the ranges that
+overlap its own. The frozen base is not in it; its hash is.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from training.files import read_json, sha256, sync_file, sync_folder, write_json
+
+SCHEMA = 1
+MANIFEST = "MANIFEST.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; says which file and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+
+def shard_name(rank: int, world_size: int) -> str:
+    """File name of one rank's slices."""
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def write_shard(folder: Path, state: dict[str, torch.Tensor], rank: int, world_size: int) -> dict[str, Any]:
+    """Write one rank's slices into an unfinished checkpoint folder; return the file's manifest entry."""
+    path = folder / shard_name(rank, world_size)
+    save_file(state, path)
+    sync_file(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def unfinished_folder(root: Path, step: int) -> Path:
+    """Where a checkpoint is assembled before it gets its name."""
+    return root / f".{step}.unfinished"
+
+
+def start(root: Path, step: int) -> None:
+    """Make an empty folder to assemble a checkpoint in (rank 0; other ranks wait)."""
+    folder = unfinished_folder(root, step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def finish(root: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:
+    """Write the manifest, give the checkpoint its name, delete all but the newest `keep` (rank 0)."""
+    folder, final = unfinished_folder(root, step), root / str(step)
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **manifest})
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    sync_folder(root)
+    complete = sorted((int(path.name) for path in root.iterdir() if path.name.isdigit()), reverse=True)
+    for old in complete[keep:]:
+        shutil.rmtree(root / str(old), ignore_errors=True)
+    return final
+
+
+def newest_good(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint under `root`, and a message for every newer one that is damaged."""
+    damages: list[str] = []
+    folders = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
+        try:
+            return verify(folder), damages
+        except CheckpointError as error:
+            damages.append(str(error))
+    return None, damages
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: naming the first missing, truncated or changed file.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable, so the checkpoint was never completed")
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(f"{folder / MANIFEST}: schema {manifest.get('schema')} is not the {SCHEMA} read here")
+    for entry in manifest["files"]:
+        path = folder / entry["name"]
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        if sha256(path) != entry["sha256"]:
+            raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
+    return Checkpoint(path=folder, manifest=manifest)
+
+
+def read_state(
+    checkpoint: Checkpoint, names: Sequence[str], shapes: dict[str, tuple[int, ...]], rank: int, world_size: int
+) -> dict[str, torch.Tensor]:
+    """Read one rank's slices at any world size; `names` are the suffixes ('' for the parameter itself).
+
+    Raises:
+        CheckpointError: when the checkpoint holds other parameters or shapes than the model trains.
+    """
+    saved = {name: tuple(shape) for name, shape in checkpoint.manifest["parameters"].items()}
+    if saved != shapes:
+        different = sorted(name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name))
+        raise CheckpointError(
+            f"{checkpoint.path}: holds other trainable parameters than this run, "
+            f"for example {different[0]}: {saved.get(different[0])} there, {shapes.get(different[0])} here"
+        )
+    saved_world = int(checkpoint.manifest["world_size"])
+    files = {
+        k: safe_open(checkpoint.path / shard_name(k, saved_world), framework="pt") for k in range(saved_world)
+    }
+    state: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        for suffix in names:
+            key = f"{name}{suffix}"
+            slices = {k: file.get_slice(key) for k, file in files.items()}
+            state[key] = cut(slices, math.prod(shape), rank, world_size)
+    return state
+
+
+def cut(slices: dict[int, Any], numel: int, rank: int, world_size: int) -> torch.Tensor:
+    """Elements [rank*n, (rank+1)*n) of a tensor saved in equal slices, n = ceil(numel / world_size), zero-padded."""
+    old, new = math.ceil(numel / len(slices)), math.ceil(numel / world_size)
+    begin, end = rank * new, min((rank + 1) * new, numel)
+    result = torch.zeros(new, dtype=torch.float32)
+    position = begin
+    while position < end:
+        source = position // old
+        stop = min(end, (source + 1) * old)
+        result[position - begin : stop - begin] = slices[source][position - source * old : stop - source * old]
+        position = stop
+    return result

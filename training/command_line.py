@@ -1,0 +1,93 @@
+"""The command line of training: everything that can be wrong with it is found here, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import Config
+from training.ds_json import read_ds_config
+from training.files import read_json
+from training.recipe import ConfigError, load_config
+from training.record import directory_problem
+from training.world import World, WorldError, detect_world
+
+EXIT_DONE = 0
+EXIT_WRONG_CONFIGURATION = 2
+EXIT_PREEMPTED = 85
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A checked command line."""
+
+    config: Config
+    ds_config: dict[str, Any]
+    world: World
+
+
+def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str, str]) -> Command | int:
+    """Return the command, or the exit code when there is nothing to run (help, a problem, a finished run).
+
+    All problems of recipe, overrides, DeepSpeed JSON, world and run directory are printed together, by rank 0 only.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", type=Path)
+    parser.add_argument("--ds_config", "--ds-config", type=Path)
+    # deepspeed's launcher appends this one; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int)
+    parser.add_argument("-h", "--help", action="store_true")
+    known, overrides = parser.parse_known_args(list(arguments))
+    if known.help:
+        print_help(known.recipe)
+        return EXIT_DONE
+    problems: list[str] = []
+    ds_config: dict[str, Any] = {}
+    if known.recipe is None:
+        problems.append("--recipe is missing: the TOML file of the run, such as recipes/demo.toml")
+    if known.ds_config is None:
+        problems.append("--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json")
+    else:
+        ds_config, ds_problems = read_ds_config(known.ds_config)
+        problems += ds_problems
+    world = None
+    try:
+        world = detect_world(environment)
+    except WorldError as error:
+        problems.append(str(error))
+    try:
+        if known.recipe is None:
+            raise ConfigError(problems)
+        config = load_config(
+            known.recipe, overrides, world_size=world.size if world else None, more_problems=problems
+        )
+        if directory := directory_problem(config.run.dir, config):
+            raise ConfigError([directory])
+    except ConfigError as error:
+        if world is None or world.rank == 0:
+            print(f"\n{error}\n", file=sys.stderr, flush=True)
+        return EXIT_WRONG_CONFIGURATION
+    assert world is not None
+    if (read_json(config.run.dir / "run.json") or {}).get("status") == "done":
+        if world.rank == 0:
+            print(f"{config.run.dir} is done already; remove it, or choose another run.dir, to train again", flush=True)
+        return EXIT_DONE
+    return Command(config=config, ds_config=ds_config, world=world)
+
+
+def print_help(recipe: Path | None) -> None:
+    """Every setting with its docstring and default (the recipe's value when one is given)."""
+    import tyro
+
+    defaults: Any = tyro.MISSING_NONPROP
+    if recipe is not None:
+        try:
+            defaults = load_config(recipe)
+        except ConfigError as error:
+            print(f"{error}\n", file=sys.stderr)
+    usage = "deepspeed training/main.py --ds_config JSON --recipe TOML [--section.setting value ...]"
+    tyro.cli(Config, args=["--help"], default=defaults, prog="training/main.py", description=usage)

@@ -1,0 +1,332 @@
+"""The one Config: what a recipe may say, with units, defaults and the rules every value must keep.
+
+Nothing here imports torch, so a login node can validate a recipe. Each package owns the configuration of its own
+parts; this module owns training's and composes the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.config import DataConfig
+from evals.config import EvalConfig
+from monteclora.config import LoRAConfig, MonteCLoRAConfig
+
+Problem = tuple[str, str]
+"""A dotted field name and what is wrong with its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run lives and which random numbers it uses."""
+
+    dir: Path = Path("runs/{adapter.kind}")
+    """Run directory on shared storage. Settings may be named in braces: runs/{adapter.kind}-lr{optim.lr}-seed{run.seed}."""
+
+    seed: int = 17
+    """Seed of everything random: initial adapter weights, data order, dropout and adapter noise."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        if not 0 <= self.seed < 2**32:
+            yield "seed", "must be between 0 and 4294967295"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """Shape of a LLaMA with random weights; used only while model.base is not set."""
+
+    hidden_size: int = 192
+    """Width of the residual stream."""
+
+    intermediate_size: int = 512
+    """Width of the feed-forward layers."""
+
+    num_layers: int = 4
+    """Number of decoder layers."""
+
+    num_heads: int = 6
+    """Attention heads per layer; divides hidden_size into even parts."""
+
+    num_kv_heads: int = 6
+    """Key/value heads per layer (grouped-query attention when smaller than num_heads)."""
+
+    vocab_size: int = 2048
+    """Number of token ids the model knows; at least the tokenizer's vocabulary."""
+
+    max_positions: int = 4096
+    """Longest sequence the model is declared for."""
+
+    tie_embeddings: bool = True
+    """Share the input embedding with the output head."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        for shape in dataclasses.fields(self):
+            value = getattr(self, shape.name)
+            if shape.name != "tie_embeddings" and value < 1:
+                yield shape.name, "must be at least 1"
+        if self.num_heads >= 1 and (self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2):
+            yield "num_heads", f"must divide hidden_size ({self.hidden_size}) into heads of an even width"
+        if self.num_kv_heads >= 1 and self.num_heads % self.num_kv_heads:
+            yield "num_kv_heads", f"must divide num_heads ({self.num_heads})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model to train."""
+
+    base: str | None = field(default=None, metadata={"path_or_name": True})
+    """Pretrained LLaMA: a Hugging Face model folder (safetensors), or a hub name. Not set: random weights of the architecture below."""
+
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    """Shape of the model with random weights."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range and for a missing base."""
+        if self.base is None:
+            yield from nested("architecture", self.architecture)
+        elif looks_like_path(self.base):
+            folder = Path(self.base)
+            if not folder.is_dir():
+                hint = ""
+                if folder.parent.name == "base" and folder.name == "export":
+                    hint = "; the demo's base is trained by `python -m launch demo --until base` (part of `make demo`)"
+                yield "base", f"no such model folder{hint}"
+            elif not (folder / "config.json").is_file():
+                yield "base", "the folder has no config.json, so it is not a Hugging Face model"
+            elif not any(folder.glob("*.safetensors")):
+                yield "base", "the folder has no *.safetensors; pickled weights are refused, convert them first"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(MonteCLoRAConfig):
+    """Which parameters train: all of them, or an adapter beside a frozen base.
+
+    One flat section for every kind, so that a method is one value of one setting. `lora` uses the LoRA fields,
+    `monteclora` all of them, `none` (full finetuning) only `kind`.
+    """
+
+    kind: Literal["none", "lora", "monteclora"] = "none"
+    """none = full finetuning, lora = low-rank adapters, monteclora = Bayesian low-rank adapters."""
+
+    def build(self) -> LoRAConfig | MonteCLoRAConfig | None:
+        """Return the chosen adapter's own config, or None for full finetuning."""
+        if self.kind == "none":
+            return None
+        chosen = MonteCLoRAConfig if self.kind == "monteclora" else LoRAConfig
+        return chosen(**{f.name: getattr(self, f.name) for f in dataclasses.fields(chosen)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in which batches, in which precision."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+
+    global_batch_rows: int = 192
+    """Rows (of data.seq_len tokens) per optimizer step over all ranks: the number of data lanes. Divisible by the world size."""
+
+    micro_batch_rows: int = 1
+    """Rows per forward pass on one rank; divides the rank's share of the global batch."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision of weights and activations; masters and optimizer states are fp32 always."""
+
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+    max_skipped_steps: int = 10
+    """Consecutive steps with a non-finite gradient after which the run stops."""
+
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        for name in ("steps", "global_batch_rows", "micro_batch_rows", "log_every_steps", "max_skipped_steps"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1"
+        if self.gradient_clipping < 0:
+            yield "gradient_clipping", "must not be negative (0 switches clipping off)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and the learning-rate schedule."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+
+    beta2: float = 0.95
+    """Decay of the gradient's running square."""
+
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; norms, biases and variational parameters have none."""
+
+    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "cosine"
+    """After warm-up: constant, linear or cosine down to final_lr_fraction, or flat with a linear cooldown at the end."""
+
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+
+    cooldown_steps: int = 0
+    """Steps of the linear cooldown that ends a trapezoid."""
+
+    final_lr_fraction: float = 0.0
+    """Learning rate at the end, as a fraction of the peak."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        if self.lr <= 0:
+            yield "lr", "must be greater than 0"
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield name, "must be in [0, 1)"
+        if self.eps <= 0:
+            yield "eps", "must be greater than 0"
+        for name in ("weight_decay", "warmup_steps", "cooldown_steps"):
+            if getattr(self, name) < 0:
+                yield name, "must not be negative"
+        if not 0 <= self.final_lr_fraction <= 1:
+            yield "final_lr_fraction", "must be in [0, 1]"
+        if self.schedule == "trapezoid" and self.cooldown_steps < 1:
+            yield "cooldown_steps", "must be at least 1 with the trapezoid schedule"
+        if self.schedule != "trapezoid" and self.cooldown_steps > 0:
+            yield "cooldown_steps", f"is used by the trapezoid schedule only, not by {self.schedule!r}; remove it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When state is saved, and what is left at the end."""
+
+    every_steps: int = 500
+    """Steps between checkpoints; one is always made at the end and when the run is stopped."""
+
+    keep: int = 2
+    """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
+
+    export: bool = True
+    """Write export/ at the end: a PEFT adapter, or the full model as Hugging Face safetensors."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A complete run: one recipe file plus what the command line overrides."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Where the run lives."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to train."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Which parameters train."""
+
+    data: DataConfig
+    """The text it trains on."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Steps, batches, precision."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and export."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """What is measured before, during and after."""
+
+    def problems(self, world_size: int = 1) -> Iterator[Problem]:
+        """Yield (dotted field, message) for every problem of the configuration on `world_size` ranks."""
+        for section in dataclasses.fields(self):
+            yield from nested(section.name, getattr(self, section.name))
+        yield from self._batch_problems(world_size)
+        if self.optim.warmup_steps + self.optim.cooldown_steps > self.train.steps >= 1:
+            yield "optim.warmup_steps", (
+                f"with optim.cooldown_steps exceeds train.steps: {self.optim.warmup_steps} + "
+                f"{self.optim.cooldown_steps} > {self.train.steps}"
+            )
+        for name, message in self.eval.seq_len_problems(self.data.seq_len):
+            yield f"eval.{name}", message
+        if self.adapter.kind != "none" and self.model.base is None:
+            yield "model.base", f"must be set when adapter.kind is {self.adapter.kind!r}: adapters need a pretrained base"
+        longest = self.max_positions()
+        if longest is not None and self.data.seq_len > longest:
+            yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
+
+    def _batch_problems(self, world_size: int) -> Iterator[Problem]:
+        rows, micro = self.train.global_batch_rows, self.train.micro_batch_rows
+        if rows < 1 or micro < 1:
+            return
+        if rows % world_size:
+            fitting = [n for n in range(1, min(rows, 1024) + 1) if rows % n == 0]
+            near = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:4])
+            yield "train.global_batch_rows", (
+                f"must be divisible by the world size, which is {world_size}; "
+                f"use a world size such as {', '.join(map(str, near))}, or change the batch"
+            )
+        elif (rows // world_size) % micro:
+            yield "train.micro_batch_rows", (
+                f"must divide the {rows // world_size} rows that each of {world_size} ranks has per step"
+            )
+
+    def max_positions(self) -> int | None:
+        """Longest sequence the model is made for, or None when that can't be known before loading (a hub name)."""
+        if self.model.base is None:
+            return self.model.architecture.max_positions
+        shape = base_shape(self.model.base)
+        return shape.get("max_position_embeddings") if shape else None
+
+
+def nested(prefix: str, section: Any) -> Iterator[Problem]:
+    """Yield a section's problems with the section's name in front."""
+    for name, message in section.problems():
+        yield f"{prefix}.{name}", message
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether model.base means a folder: resolved paths are absolute, hub names are not."""
+    return Path(base).is_absolute()
+
+
+def base_shape(base: str) -> dict[str, Any] | None:
+    """The config.json of a base model folder, or None when there is none to read."""
+    try:
+        shape = json.loads((Path(base) / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return shape if isinstance(shape, dict) else None
+
+
+def to_dict(value: Any) -> Any:
+    """The configuration as plain JSON values (paths become strings)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_dict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

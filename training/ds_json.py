@@ -1,0 +1,118 @@
+"""The DeepSpeed JSON: engine mechanics only, checked before DeepSpeed sees it.
+
+The recipe owns batch sizes, precision, clipping, optimizer and learning rate; a JSON that sets one of them too is
+refused, naming the line to delete. DeepSpeed itself ignores unknown keys and the value "auto" without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OWNED = {
+    "train_batch_size": "train.global_batch_rows",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
+    "gradient_accumulation_steps": "train.global_batch_rows and train.micro_batch_rows",
+    "gradient_clipping": "train.gradient_clipping",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "data_types": "train.precision",
+    "torch_autocast": "train.precision",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+}
+"""DeepSpeed keys that the recipe owns, and the settings to use instead."""
+
+REMOVED = {
+    "nebula": "checkpoints need no Nebula here",
+    "elasticity": "checkpoints resume at any world size that divides train.global_batch_rows",
+    "compression_training": "it has no replacement",
+    "amp": "use train.precision",
+    "quantize_training": "it has no replacement",
+    "sparse_gradients": "it has no replacement",
+    "eigenvalue": "it has no replacement",
+    "sparse_attention": "it has no replacement",
+    "graph_harvesting": "it has no replacement",
+    "curriculum_learning": "it has no replacement",
+    "progressive_layer_drop": "it has no replacement",
+    "zero_optimization.mics_shard_size": "it has no replacement",
+    "zero_optimization.mics_hierarchical_params_gather": "it has no replacement",
+    "zero_optimization.zeropp_loco_param": "it has no replacement",
+}
+"""Keys that DeepSpeed 0.19 removed and stops at, and what to do about each."""
+
+UNSUPPORTED = {
+    "zero_optimization.offload_optimizer": "offloading",
+    "zero_optimization.offload_param": "offloading",
+    "zero_optimization.zero_hpz_partition_size": "hpZ",
+    "zero_optimization.zero_quantized_weights": "qwZ",
+    "zero_optimization.zero_quantized_gradients": "qgZ",
+    "zero_optimization.zero_quantized_nontrainable_weights": "quantized frozen weights",
+}
+"""Features of DeepSpeed that checkpoints here don't cover yet."""
+
+KNOWN = {
+    "zero_optimization", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
+    "steps_per_print", "prescale_gradients", "gradient_predivide_factor", "communication_data_type", "dump_state",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "seq_parallel_communication_data_type",
+    "tensorboard", "wandb", "csv_monitor", "checkpoint", "timers", "disable_allgather",
+}  # fmt: skip
+"""Top-level keys that are engine mechanics."""
+
+
+def read_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a DeepSpeed JSON; return it with every problem found in it (the dictionary is {} when unreadable)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        return {}, [f"--ds_config {path}: no such file"]
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [f"--ds_config {path}: can't be read: {error}"]
+    except json.JSONDecodeError as error:
+        return {}, [f"--ds_config {path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"]
+    if not isinstance(content, dict):
+        return {}, [f"--ds_config {path}: must be a JSON object"]
+    return content, [f"--ds_config {path}: {problem}" for problem in problems(content, text)]
+
+
+def problems(content: dict[str, Any], text: str) -> Iterator[str]:
+    """Yield what is wrong with a DeepSpeed configuration; `text` serves to name lines."""
+    flat = dict(walk(content))
+    for key, value in flat.items():
+        line = f"line {line_of(text, key)}"
+        if key in OWNED:
+            yield f"{key!r} belongs to the recipe ({OWNED[key]}); delete {line}"
+        elif key in REMOVED:
+            yield f"{key!r} was removed from DeepSpeed; delete {line} ({REMOVED[key]})"
+        elif key in UNSUPPORTED and value not in (False, 1):
+            yield f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete {line}"
+        elif "." not in key and key not in KNOWN:
+            close = difflib.get_close_matches(key, KNOWN, 1)
+            yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
+        elif value == "auto":
+            yield f"{key!r} is \"auto\" at {line}: DeepSpeed would ignore it; give a value or delete the line"
+    stage = flat.get("zero_optimization.stage")
+    if stage != 3:
+        yield f"'zero_optimization.stage' must be 3, not {json.dumps(stage)}: the engine is built on ZeRO-3"
+
+
+def walk(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key as a dotted path with its value, outer keys first."""
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        # Inside something that must go altogether, its parts need no words of their own.
+        if isinstance(value, dict) and f"{prefix}{key}" not in {*OWNED, *REMOVED, *UNSUPPORTED}:
+            yield from walk(value, f"{prefix}{key}.")
+
+
+def line_of(text: str, dotted: str) -> int:
+    """Line on which the last part of a dotted key is written (searching each part after the one around it)."""
+    position = 0
+    for part in dotted.split("."):
+        found = text.find(json.dumps(part), position)
+        position = found if found >= 0 else position
+    return text.count("\n", 0, position) + 1

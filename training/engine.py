@@ -1,0 +1,264 @@
+"""The engine: the one place that knows DeepSpeed. A step, its exact loss, and the state behind it.
+
+The loss of a step is the sum of -log p over the step's target tokens on all ranks and micro-batches, divided once by
+their number. DeepSpeed averages gradients over ranks, so each micro-batch is scaled by world size / global targets
+and DeepSpeed's own division by the accumulation is switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+from torch import nn
+
+from monteclora import Adapter
+from training.config import Config
+from training.loss import IGNORE, summed_cross_entropy
+from training.model import count_parameters
+from training.randomness import micro_batch_seed
+from training.schedule import lr_factor
+from training.world import World
+
+OPTIMIZER_STATES = ("exp_avg", "exp_avg_sq")
+"""AdamW's state beside the fp32 master of a parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Rows of one forward pass on one rank; all tensors are int64 of shape (rows, seq_len)."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    """Targets, already shifted; IGNORE where there is none."""
+    position_ids: torch.Tensor
+    """Restart at 0 at every document, which also makes attention block-diagonal."""
+    first_lane: int
+    """Data lane of the first row; keys the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did, the same on all ranks."""
+
+    loss: float
+    """Nats per target token over the global batch."""
+    targets: int
+    """Target tokens of the global batch."""
+    lr: float
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    penalty: float | None
+    """Variational penalty averaged over adapter layers, micro-batches and ranks; None without one."""
+    is_applied: bool
+    """False when a non-finite gradient made all ranks skip the update."""
+
+
+def init_distributed(world: World) -> torch.device:
+    """Join the process group and return this rank's device: a GPU when there are any, else the CPU."""
+    world.export(os.environ)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(world.local_rank)
+    minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(minutes=minutes))
+    # It prints that it has built its CPU extension; the first time on a machine that takes about a minute.
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(verbose=False)
+    return torch.device("cuda", world.local_rank) if has_gpu else torch.device("cpu")
+
+
+def complete_ds_config(ds_config: dict[str, Any], config: Config, world: World) -> dict[str, Any]:
+    """The DeepSpeed configuration with what the recipe owns filled in."""
+    micro = config.train.micro_batch_rows
+    complete = {
+        **ds_config,
+        "train_batch_size": config.train.global_batch_rows,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": config.train.global_batch_rows // (world.size * micro),
+        "gradient_clipping": config.train.gradient_clipping,
+        "zero_allow_untested_optimizer": True,
+    }
+    complete.setdefault("steps_per_print", 10**9)
+    if config.train.precision == "bf16":
+        complete["bf16"] = {"enabled": True}
+        complete["data_types"] = {"grad_accum_dtype": "fp32"}
+    return complete
+
+
+class Engine:
+    """A model under ZeRO-3 that can take a step, be evaluated, and hand out its state."""
+
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, config: Config, ds_config: dict[str, Any], world: World
+    ) -> None:
+        """Partition `model` and make its optimizer; `ds_config` comes from complete_ds_config."""
+        self.config = config
+        self.world = world
+        self.adapter = adapter
+        self.num_parameters = count_parameters(model)
+        self.names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.names, config),
+            lr=config.optim.lr,
+            betas=(config.optim.beta1, config.optim.beta2),
+            eps=config.optim.eps,
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+        self.device = self.deepspeed.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself; its parameters are whole only inside a forward."""
+        return self.deepspeed.module
+
+    def step(self, batch: Sequence[MicroBatch], step: int) -> StepResult:
+        """One optimizer step over this rank's micro-batches of step `step` (0-based)."""
+        lr = self.config.optim.lr * lr_factor(step, self.config.train.steps, self.config.optim)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        targets = int(self.sum_over_ranks([float(sum(int((m.labels != IGNORE).sum()) for m in batch))])[0])
+        if self.adapter is not None:
+            self.adapter.set_penalty_weight(1 / len(batch))
+        loss_sum = torch.zeros((), device=self.device)
+        penalty_sum = torch.zeros((), device=self.device)
+        for micro in batch:
+            torch.manual_seed(micro_batch_seed(self.config.run.seed, step, micro.first_lane))
+            logits = self.deepspeed(
+                input_ids=micro.input_ids.to(self.device),
+                position_ids=micro.position_ids.to(self.device),
+                use_cache=False,
+            ).logits
+            loss = summed_cross_entropy(logits, micro.labels.to(self.device))
+            loss_sum += loss.detach()
+            if self.has_penalty:
+                assert self.adapter is not None
+                penalty_sum += self.adapter.penalty().to(self.device)
+            self.deepspeed.backward(loss * (self.world.size / max(1, targets)), scale_wrt_gas=False)
+            self.deepspeed.step()
+        sums = self.sum_over_ranks([loss_sum.item(), penalty_sum.item()])
+        return StepResult(
+            loss=sums[0] / max(1, targets),
+            targets=targets,
+            lr=lr,
+            grad_norm=float(self.deepspeed.get_global_grad_norm()),
+            penalty=sums[1] / (len(batch) * self.world.size) if self.has_penalty else None,
+            is_applied=bool(self.deepspeed.was_step_applied()),
+        )
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the adapter adds a variational penalty to the loss."""
+        return self.config.adapter.kind == "monteclora"
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all ranks (a collective), in fp64: whole numbers are exact up to 2^53."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank (a collective)."""
+        return self.sum_over_ranks([float(flag)])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on all ranks (a collective)."""
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Whole shape of every trainable parameter."""
+        return {name: tuple(parameter.ds_shape) for name, parameter in self.names.items()}
+
+    def local_state(self) -> dict[str, torch.Tensor]:
+        """This rank's fp32 slices: `<parameter>` and `<parameter>/<optimizer state>`, 1-D, on the CPU.
+
+        Rank k holds elements [k*n, (k+1)*n) of the flattened parameter, n = ceil(numel / world size); the last
+        slices are padded with zeros.
+        """
+        self._materialise_optimizer_state()
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self.names.items():
+            state[name] = safe_get_local_fp32_param(parameter).detach().cpu().clone()
+            for key in OPTIMIZER_STATES:
+                state[f"{name}/{key}"] = safe_get_local_optimizer_state(parameter, key).detach().cpu().clone()
+        return state
+
+    def optimizer_steps(self) -> int:
+        """Number of updates the optimizer has applied (AdamW's bias correction depends on it)."""
+        states = self._flat_states()
+        return int(states[0]["step"]) if states and "step" in states[0] else 0
+
+    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: int) -> None:
+        """Set what local_state returned, cut for this world size."""
+        self._materialise_optimizer_state()
+        for flat in self._flat_states():
+            flat["step"] = torch.tensor(float(optimizer_steps))
+        for name, parameter in self.names.items():
+            master = state[name]
+            safe_set_local_fp32_param(parameter, master)
+            for key in OPTIMIZER_STATES:
+                safe_set_local_optimizer_state(parameter, state[f"{name}/{key}"], key)
+            # The next forward reads the low-precision copy, which setting the master leaves alone.
+            if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+                parameter.partition()
+            parameter.ds_tensor.data.copy_(master.to(parameter.ds_tensor.dtype))
+
+    def full_parameters(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Yield parameters one by one, whole and in the model's precision, on rank 0's CPU (None on other ranks).
+
+        A collective: every rank must exhaust it. `names` None means all of them, frozen ones included.
+        """
+        for name, parameter in self.model.named_parameters():
+            if names is not None and name not in names:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = parameter.detach().cpu().clone() if self.world.rank == 0 else None
+            yield name, whole
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.deepspeed.destroy()
+        dist.destroy_process_group()
+
+    def _flat_states(self) -> list[dict[str, Any]]:
+        optimizer = self.deepspeed.optimizer
+        return [optimizer.optimizer.state[flat] for flat in optimizer.fp32_partitioned_groups_flat]
+
+    def _materialise_optimizer_state(self) -> None:
+        """Create zero moments where the optimizer has not stepped yet, as its first step would."""
+        optimizer = self.deepspeed.optimizer
+        for flat in optimizer.fp32_partitioned_groups_flat:
+            state = optimizer.optimizer.state[flat]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state.update({key: torch.zeros_like(flat) for key in OPTIMIZER_STATES})
+
+
+def parameter_groups(parameters: dict[str, nn.Parameter], config: Config) -> list[dict[str, Any]]:
+    """Two named groups: matrices with weight decay; norms, biases and variational parameters without."""
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    for parameter in parameters.values():
+        num_dims = len(getattr(parameter, "ds_shape", parameter.shape))
+        groups["decay" if num_dims >= 2 else "no_decay"].append(parameter)
+    decays = {"decay": config.optim.weight_decay, "no_decay": 0.0}
+    # DeepSpeed drops empty groups, and whoever addresses groups by index would then hit the wrong one.
+    return [{"name": name, "params": ps, "weight_decay": decays[name]} for name, ps in groups.items() if ps]

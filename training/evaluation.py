@@ -1,0 +1,59 @@
+"""Scores of the live model: before, during and after training, written to evals/<step>.json."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.encoding import Tokenizer
+from evals import evaluate, write_result
+from training.config import Config
+from training.engine import Engine
+from training.progress import Display
+from training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from training.loop import Progress
+
+
+class Evaluation:
+    """The recipe's tasks, ready to be run on the engine by all ranks together."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, config: Config, display: Display, stop: StopRequest
+    ) -> None:
+        self._engine, self._tokenizer, self._config = engine, tokenizer, config
+        self._display, self._stop = display, stop
+
+    def path(self, step: int) -> Path:
+        """Where the scores after `step` steps are."""
+        return self._config.run.dir / "evals" / f"{step}.json"
+
+    def run(self, progress: Progress) -> bool:
+        """Score the model now unless that was done before; return False when asked to stop meanwhile."""
+        tasks = self._config.eval.tasks
+        is_done = self._engine.any_rank(self._engine.world.rank == 0 and self.path(progress.step).exists())
+        if not tasks or is_done:
+            return True
+        began = time.perf_counter()
+        results = evaluate(
+            self._engine.deepspeed,
+            encode=self._tokenizer.encode,
+            bos_id=self._tokenizer.bos_id if self._config.data.bos else None,
+            tasks=tasks,
+            seq_len=self._config.data.seq_len,
+            batch_rows=self._config.eval.batch_rows,
+            device=self._engine.device,
+            rank=self._engine.world.rank,
+            world_size=self._engine.world.size,
+            should_stop=lambda: self._stop.any_rank(self._engine.any_rank),
+            progress=self._display.evaluating,
+        )
+        seconds = time.perf_counter() - began
+        progress.eval_seconds += seconds
+        if results is None:
+            return False
+        if self._engine.world.rank == 0:
+            write_result(self._config.run.dir, step=progress.step, tasks=results, seconds=seconds)
+        return True

@@ -1,0 +1,150 @@
+"""The training loop: explicit, one screen, no callbacks."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from training.batches import chain_hash, take_step
+from training.config import Config
+from training.engine import Engine
+from training.evaluation import Evaluation
+from training.flops import flops_per_token, peak_flops
+from training.progress import Display
+from training.record import RunRecord
+from training.saving import Saver
+from training.stopping import StopRequest
+
+
+class TooManySkippedSteps(RuntimeError):
+    """Gradients stayed non-finite for train.max_skipped_steps steps in a row."""
+
+
+@dataclass
+class Progress:
+    """How far the run is; saved in every checkpoint."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    """Input tokens of all ranks."""
+    data_hash: str = ""
+    """Running hash of every batch so far."""
+    seconds: float = 0.0
+    """Wall time of training, without start-up, evaluation and saving."""
+    eval_seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a manifest."""
+        return asdict(self)
+
+
+def train(
+    engine: Engine,
+    rows: Iterator[Any],
+    progress: Progress,
+    *,
+    config: Config,
+    record: RunRecord,
+    display: Display,
+    evaluation: Evaluation,
+    saver: Saver,
+    stop: StopRequest,
+) -> bool:
+    """Train from `progress.step` to the end; return False when stopped early (with everything saved)."""
+    rows_per_rank = config.train.global_batch_rows // engine.world.size
+    tokens_per_step = config.train.global_batch_rows * config.data.seq_len
+    meter = Meter(engine, config)
+    if progress.step == 0 and config.eval.at_start and not evaluation.run(progress):
+        return saver.stopped(progress)
+    while progress.step < config.train.steps:
+        began = time.perf_counter()
+        batch, hash_sum = take_step(rows, num_rows=rows_per_rank, micro_batch_rows=config.train.micro_batch_rows)
+        meter.data_seconds += time.perf_counter() - began
+        result = engine.step(batch, progress.step)
+
+        progress.step += 1
+        progress.tokens_seen += tokens_per_step
+        hash_total, num_stops = engine.sum_over_ranks([hash_sum, stop.is_local()])
+        progress.data_hash = chain_hash(progress.data_hash, int(hash_total))
+        progress.skipped_in_a_row = 0 if result.is_applied else progress.skipped_in_a_row + 1
+        progress.skipped_steps += not result.is_applied
+        progress.seconds += time.perf_counter() - began
+        meter.steps, meter.seconds = meter.steps + 1, meter.seconds + time.perf_counter() - began
+
+        is_last = progress.step == config.train.steps
+        display.step(progress.step, result.loss, meter.tokens_per_second)
+        if progress.step % config.train.log_every_steps == 0 or is_last or not result.is_applied:
+            meter.stall_seconds = saver.take_stall_seconds()
+            record.log_metrics(meter.line(progress, result))
+            record.update(**progress.as_dict())
+            meter.reset()
+        if progress.skipped_in_a_row >= config.train.max_skipped_steps:
+            saver.save(progress)
+            raise TooManySkippedSteps(
+                f"gradients were not finite for {progress.skipped_in_a_row} steps in a row, up to step {progress.step}; "
+                "a checkpoint was saved. Lower optim.lr, or look at the data of these steps"
+            )
+        if num_stops:
+            return saver.stopped(progress)
+        is_save_due = progress.step % config.checkpoint.every_steps == 0
+        if (is_save_due and not is_last) and not saver.save(progress):
+            return False
+        every = config.eval.every_steps
+        if (is_last or (every and progress.step % every == 0)) and not evaluation.run(progress):
+            return saver.stopped(progress)
+    saver.save(progress)
+    return True
+
+
+class Meter:
+    """What happened since the last line of metrics.jsonl."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self._device = engine.device
+        self._tokens_per_step = config.train.global_batch_rows * config.data.seq_len
+        self._flops = flops_per_token(engine.num_parameters, engine.model.config, config.data.seq_len)
+        peak = peak_flops(engine.device)
+        self._peak = peak * engine.world.size if peak else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.steps = 0
+        self.seconds = self.data_seconds = self.stall_seconds = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Input tokens per second of all ranks together."""
+        return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
+
+    def line(self, progress: Progress, result: Any) -> dict[str, Any]:
+        """A line of metrics.jsonl; seconds are sums since the last line."""
+        return {
+            "step": progress.step,
+            "tokens_seen": progress.tokens_seen,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "penalty": result.penalty,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.tokens_per_second * self._flops / self._peak if self._peak else None,
+            "peak_memory_bytes": peak_memory_bytes(self._device),
+            "skipped_steps": progress.skipped_steps,
+            "data_seconds": self.data_seconds,
+            "stall_seconds": self.stall_seconds,
+            "data_hash": progress.data_hash,
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this rank has held: of its GPU, or the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,117 @@
+"""Train: `deepspeed training/main.py --ds_config ds_configs/zero3.json --recipe recipes/….toml [--optim.lr 2e-5 …]`.
+
+Also starts with `python -m training.main`, as one plain process, under torchrun, mpirun and srun.
+Exit codes: 0 done, 2 wrong configuration, 85 stopped with everything saved (start it again to continue).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    # Run by path, sys.path[0] is training/, whose modules would shadow libraries of the same name.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import os
+
+from training.command_line import EXIT_DONE, EXIT_PREEMPTED, Command, parse_command_line
+from training.world import World, limit_threads
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the configuration, then train; return the exit code."""
+    command = parse_command_line(sys.argv[1:] if arguments is None else arguments, os.environ)
+    if isinstance(command, int):
+        return command
+    limit_threads(command.world, os.environ)
+    return run(command, command.world)
+
+
+def run(command: Command, world: World) -> int:
+    """One run, from its record to its export."""
+    # Imported here: a wrong configuration is answered before torch and DeepSpeed are loaded.
+    from training.quiet import quiet_libraries
+
+    quiet_libraries()
+    from data_pipeline import TokenStream, load_tokenizer
+    from monteclora import attach_adapter
+    from training.engine import Engine, complete_ds_config, init_distributed
+    from training.evaluation import Evaluation
+    from training.export import export
+    from training.loop import Progress, train
+    from training.model import base_fingerprint, build_model, count_parameters
+    from training.progress import Display
+    from training.record import RunRecord, open_log
+    from training.saving import Saver
+    from training.stopping import StopRequest
+
+    config = command.config
+    log = open_log(config.run.dir, world.rank)
+    display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
+    display.say(f"starting {world.size} rank(s), adapter {config.adapter.kind}, in {config.run.dir}")
+    init_distributed(world)
+    ds_config = complete_ds_config(command.ds_config, config, world)
+
+    record = RunRecord(config.run.dir, world)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    stream = TokenStream(
+        config.data,
+        num_lanes=config.train.global_batch_rows,
+        lanes=world.lanes(config.train.global_batch_rows),
+        seed=config.run.seed,
+    )
+    model = build_model(config.model, precision=config.train.precision, ds_config=ds_config, seed=config.run.seed)
+    adapter_config = config.adapter.build()
+    adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
+    parameters = count_parameters(model)
+    record.open(
+        config,
+        {
+            "parameters": parameters,
+            "base_fingerprint": base_fingerprint(config.model.base),
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "data_fingerprint": stream.fingerprint,
+        },
+    )
+    engine = Engine(model, adapter, config, ds_config, world)
+
+    stop = StopRequest(config.run.dir)
+    stop.listen()
+    if record.is_writer:
+        stop.clear_file()
+    engine.barrier()
+    progress = Progress()
+    saver = Saver(engine, stream, config, record, display)
+    evaluation = Evaluation(engine, tokenizer, config, display, stop)
+    if saver.resume(progress):
+        display.say(f"resuming after step {progress.step} of {config.train.steps}")
+    record.cut_metrics(progress.step)
+    record.update(**progress.as_dict())
+    display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
+
+    try:
+        with display:
+            is_done = train(
+                engine, iter(stream), progress, config=config, record=record, display=display,
+                evaluation=evaluation, saver=saver, stop=stop,
+            )  # fmt: skip
+    except BaseException as error:
+        log.exception("failed at step %d", progress.step)
+        record.finish("failed", **progress.as_dict(), error=f"{type(error).__name__}: {error}")
+        raise
+    if not is_done:
+        record.finish("preempted", **progress.as_dict(), stopped_by=stop.reason)
+        display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
+        engine.close()
+        return EXIT_PREEMPTED
+    if config.checkpoint.export:
+        display.say(f"exported to {export(engine, tokenizer, config)}")
+    record.finish("done", **progress.as_dict())
+    display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
+    engine.close()
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""A TOML recipe and command line overrides -> one checked Config, or every problem at once.
+
+Both sources go through the same decoder, so that a wrong key in the file and a wrong value on the command line are
+reported together, each with its dotted path, its value and where it was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from training.config import Config, to_dict
+
+
+class ConfigError(ValueError):
+    """Every problem of a configuration, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{count} in the configuration; nothing was started.\n{lines}")
+
+
+@dataclasses.dataclass
+class Draft:
+    """Values on their way into a Config: what was read, where each came from, what is wrong so far."""
+
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def wrong(self, path: str, source: str, message: str, value: Any = None) -> None:
+        """Note a problem of the setting `path`, written in `source`."""
+        shown = path if value is None else f"{path} = {show(value)}"
+        self.problems.append(f"{shown} ({source}): {message}")
+
+
+def show(value: Any) -> str:
+    """A value the way a recipe writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        return f'"{value}"'
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def load_config(
+    recipe: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    world_size: int | None = None,
+    more_problems: Sequence[str] = (),
+) -> Config:
+    """Read a recipe, apply `--dotted.name value` overrides, check everything.
+
+    Relative paths of a recipe are relative to the recipe's folder, those of the command line to the working
+    directory; `~` and `$VARIABLES` are expanded. `world_size` None leaves out the checks that need it (planning).
+    `more_problems` (of the DeepSpeed JSON, say) are reported together with the configuration's own.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    draft = Draft(problems=list(more_problems))
+    if recipe is not None:
+        read_recipe(draft, recipe)
+    read_overrides(draft, overrides)
+    config = build(Config, draft, "")
+    if config is not None:
+        config = fill_run_dir(config, draft)
+        for path, message in config.problems(world_size or 1):
+            report(draft, config, path, message)
+    if draft.problems:
+        raise ConfigError(draft.problems)
+    assert config is not None
+    return config
+
+
+def report(draft: Draft, config: Config, path: str, message: str) -> None:
+    """Note a value out of range, saying where it was set (or that it is the default)."""
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    shown = None if dataclasses.is_dataclass(value) or isinstance(value, dict) else value
+    draft.wrong(path, draft.source.get(path, "default"), message, shown)
+
+
+def read_recipe(draft: Draft, recipe: Path) -> None:
+    """Flatten a TOML file into the draft."""
+    try:
+        table = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        draft.problems.append(f"--recipe {recipe}: no such file")
+    except (OSError, UnicodeDecodeError) as error:
+        draft.problems.append(f"--recipe {recipe}: can't be read: {error}")
+    except tomllib.TOMLDecodeError as error:
+        draft.problems.append(f"--recipe {recipe}: not valid TOML: {error}")
+    else:
+        flatten(draft, Config, table, "", str(recipe), recipe.resolve().parent)
+
+
+def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, source: str, folder: Path) -> None:
+    """Walk a table beside the dataclass it describes; decode leaves, report unknown keys."""
+    hints = get_type_hints(owner)
+    fields = {f.name: f for f in dataclasses.fields(owner)}
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        if key not in fields:
+            draft.wrong(path, source, "unknown setting" + did_you_mean(path))
+            continue
+        hint, entry = hints[key], table_type(hints[key])
+        if entry is not None or dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                draft.wrong(path, source, f"is a section: write [{path}]", value)
+            elif entry is None:
+                flatten(draft, hint, value, f"{path}.", source, folder)
+            else:
+                for name, item in value.items():
+                    if isinstance(item, Mapping):
+                        flatten(draft, entry, item, f"{path}.{name}.", source, folder)
+                    else:
+                        draft.wrong(f"{path}.{name}", source, f"is a section: write [{path}.{name}]", item)
+        else:
+            put(draft, path, hint, fields[key].metadata, value, source, folder)
+
+
+def put(
+    draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: Any, source: str, folder: Path
+) -> None:
+    """Decode one leaf into the draft."""
+    try:
+        decoded = decode(hint, value)
+        if decoded is not None and (hint is Path or metadata.get("path_or_name")):
+            decoded = resolve(str(decoded), folder, is_name_allowed=hint is not Path)
+            decoded = Path(decoded) if hint is Path else decoded
+    except ValueError as error:
+        draft.wrong(path, source, str(error), value)
+        # The default stands in, so that the checks of all other values still run.
+        return
+    draft.values[path] = decoded
+    draft.source[path] = source
+
+
+def decode(hint: Any, value: Any) -> Any:
+    """A TOML value, or the text of a command line value, as the type of its field.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = (option for option in get_args(hint) if option is not type(None))
+        return None if value == Text("none") else decode(inner, value)
+    if origin is Literal:
+        if value not in get_args(hint):
+            choices = get_args(hint)
+            raise ValueError(f"must be one of {', '.join(map(str, choices))}{close_to(str(value), choices)}")
+        return str(value)
+    if origin is tuple:
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, Text) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError("must be a list of strings")
+        return tuple(str(item) for item in items)
+    if isinstance(value, Text) and hint not in (str, Path):
+        value = parse_text(hint, value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = str if hint is Path else hint
+    if type(value) not in (expected, *((Text,) if expected is str else ())):
+        raise ValueError(f"must be {TYPE_NAMES[expected]}, not {TYPE_NAMES.get(type(value), 'a table')}")
+    return str(value) if expected is str else value
+
+
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
+
+
+class Text(str):
+    """A value from the command line, where everything is text."""
+
+
+def parse_text(hint: type, text: str) -> Any:
+    """The number or truth value a command line text stands for; the text itself when it stands for none."""
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return hint(text)
+    except (KeyError, ValueError):
+        return str(text)
+
+
+def resolve(text: str, folder: Path, *, is_name_allowed: bool) -> str:
+    """An absolute path; a hub name (no such folder, not written like a path) stays as it is.
+
+    Raises:
+        ValueError: when an environment variable in it is not set.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise ValueError(f"the environment variable {unset[1]} is not set")
+    written_as_path = expanded.startswith((".", "/", "~"))
+    if is_name_allowed and not written_as_path and not (folder / expanded).is_dir():
+        return expanded
+    return os.path.normpath(folder / expanded)
+
+
+def read_overrides(draft: Draft, arguments: Sequence[str]) -> None:
+    """Decode `--a.b value`, `--a.b=value` and `--a-b.c-d value` into the draft."""
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            draft.problems.append(f"command line: {argument!r} is no setting; write --section.name value")
+            continue
+        name, equals, text = argument[2:].partition("=")
+        path = ".".join(part if i and is_entry_name(name, i) else part.replace("-", "_")
+                        for i, part in enumerate(name.split(".")))  # fmt: skip
+        leaf = find_leaf(path)
+        if leaf is None:
+            draft.wrong(f"--{name}", "command line", "unknown setting" + did_you_mean(path))
+            if not equals and remaining and not remaining[0].startswith("--"):
+                remaining.pop(0)
+            continue
+        if not equals:
+            if remaining and (not remaining[0].startswith("--")):
+                text = remaining.pop(0)
+            elif leaf[0] is bool:
+                text = "true"
+            else:
+                draft.wrong(f"--{name}", "command line", "needs a value")
+                continue
+        put(draft, path, leaf[0], leaf[1], Text(text), "command line", Path.cwd())
+
+
+def is_entry_name(dotted: str, index: int) -> bool:
+    """Whether part `index` of a dotted name is a name the user chose (of a source or task), not a field."""
+    parts = [part.replace("-", "_") for part in dotted.split(".")]
+    owner: Any = Config
+    for part in parts[:index]:
+        hint = get_type_hints(owner).get(part) if dataclasses.is_dataclass(owner) else None
+        if hint is None:
+            return False
+        if table_type(hint) is not None:
+            return parts.index(part) == index - 1
+        owner = hint
+    return False
+
+
+def table_type(hint: Any) -> type | None:
+    """The entry's dataclass of a `dict[str, Entry]` field, else None."""
+    return get_args(hint)[1] if get_origin(hint) is dict else None
+
+
+def find_leaf(path: str) -> tuple[Any, Mapping[str, Any]] | None:
+    """Type and metadata of the setting at a dotted path, or None when there is none."""
+    owner: Any = Config
+    parts = path.split(".")
+    while parts:
+        fields = {f.name: f for f in dataclasses.fields(owner)}
+        name = parts.pop(0)
+        if name not in fields:
+            return None
+        hint = get_type_hints(owner)[name]
+        if (entry := table_type(hint)) is not None and len(parts) > 1:
+            parts.pop(0)
+            owner = entry
+        elif dataclasses.is_dataclass(hint):
+            owner = hint
+        else:
+            return (hint, fields[name].metadata) if not parts and entry is None else None
+    return None
+
+
+def all_paths(owner: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted setting there is; the entries of named tables appear as *."""
+    paths = []
+    for name, hint in get_type_hints(owner).items():
+        if name not in {f.name for f in dataclasses.fields(owner)}:
+            continue
+        if (entry := table_type(hint)) is not None:
+            paths += all_paths(entry, f"{prefix}{name}.*.")
+        elif dataclasses.is_dataclass(hint):
+            paths += all_paths(hint, f"{prefix}{name}.")  # type: ignore[arg-type]  # narrowed to the class, not an instance
+        else:
+            paths.append(f"{prefix}{name}")
+    return paths
+
+
+def did_you_mean(path: str) -> str:
+    """A suggestion for an unknown dotted setting: the closest of its section, else the same name elsewhere."""
+    paths = all_paths()
+    sections = {".".join(p.split(".")[:n]) for p in paths for n in range(1, p.count(".") + 1)}
+    parent, _, leaf = path.rpartition(".")
+    siblings = {p.rpartition(".")[2] for p in [*paths, *sections] if p.rpartition(".")[0] == parent}
+    candidates = [f"{parent}.{name}" if parent else name for name in difflib.get_close_matches(leaf, siblings, 1)]
+    candidates += [p for p in paths if p.rpartition(".")[2] == leaf]
+    candidates += difflib.get_close_matches(path, [*paths, *sections], 1)
+    return f"; did you mean {candidates[0]}?" if candidates else ""
+
+
+def close_to(value: str, choices: Sequence[str]) -> str:
+    """A suggestion among a field's legal values."""
+    matches = difflib.get_close_matches(value, choices, 1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def build(owner: type, draft: Draft, prefix: str) -> Any:
+    """Construct a dataclass from the draft's values; None when a value without a default is missing."""
+    arguments: dict[str, Any] = {}
+    hints, complete = get_type_hints(owner), True
+    for f in dataclasses.fields(owner):
+        path, hint = f"{prefix}{f.name}", hints[f.name]
+        if (entry := table_type(hint)) is not None:
+            names = dict.fromkeys(p[len(path) + 1 :].split(".")[0] for p in draft.values if p.startswith(f"{path}."))
+            entries = {name: build(entry, draft, f"{path}.{name}.") for name in names}
+            if entries:
+                complete &= None not in entries.values()
+                arguments[f.name] = entries
+            elif has_no_default(f):
+                complete = False
+                draft.problems.append(f"{path}: is empty; add at least one [{path}.NAME]")
+        elif dataclasses.is_dataclass(hint):
+            section = build(hint, draft, f"{path}.")  # type: ignore[arg-type]  # narrowed to the class, not an instance
+            complete &= section is not None
+            arguments[f.name] = section
+        elif path in draft.values:
+            arguments[f.name] = draft.values[path]
+        elif has_no_default(f):
+            complete = False
+            if not any(problem.startswith(path) for problem in draft.problems):
+                draft.problems.append(f"{path}: is missing and has no default; set it in the recipe")
+    return owner(**arguments) if complete else None
+
+
+def has_no_default(f: dataclasses.Field[Any]) -> bool:
+    """Whether a field must be given."""
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def fill_run_dir(config: Config, draft: Draft) -> Config:
+    """Replace settings named in braces in run.dir by their values."""
+    values = to_dict(config)
+
+    def value_of(match: re.Match[str]) -> str:
+        value: Any = values
+        for part in match[1].split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None or isinstance(value, dict | list):
+            report(draft, config, "run.dir", f"{{{match[1]}}} is no setting with a value")
+            return match[0]
+        return str(value).replace("/", "_")
+
+    # Only names in braces: the rest of the path may hold anything.
+    filled = re.sub(r"\{([\w.\-]+)\}", value_of, str(config.run.dir))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=Path(os.path.abspath(filled))))
+

@@ -1,0 +1,201 @@
+"""The run record: run.json, metrics.jsonl and logs, readable without this software.
+
+Nothing of the environment is copied into it except versions and the launcher's world; a command line is recorded
+with the values of anything that looks like a secret blanked.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.config import Config, to_dict
+from training.files import read_json, write_json
+from training.world import World
+
+SCHEMA = 1
+PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "sentencepiece", "numpy")
+MAY_CHANGE = (
+    "run.dir",
+    "train.micro_batch_rows",
+    "train.log_every_steps",
+    "train.max_skipped_steps",
+    "model.activation_checkpointing",
+    "checkpoint",
+    "eval.batch_rows",
+)
+"""Settings that a run may be continued with at another value: they don't change what is computed."""
+
+SECRET = re.compile(r"(?<![a-z])(tokens?|secret|password|passwd|api[-_]?key|credentials?)(?![a-z])", re.IGNORECASE)
+
+
+def different_settings(run_dir: Path, config: Config) -> list[str]:
+    """What a run directory's recipe and `config` disagree on, one line each; [] when the directory is new or fits."""
+    record = read_json(run_dir / "run.json")
+    if record is None:
+        return []
+    theirs, ours = flatten(record.get("config", {})), flatten(to_dict(config))
+    lines = []
+    for path in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(path) != ours.get(path) and not path.startswith(MAY_CHANGE):
+            lines.append(f"{path}: {json.dumps(theirs.get(path))} there, {json.dumps(ours.get(path))} here")
+    return lines
+
+
+def directory_problem(run_dir: Path, config: Config) -> str | None:
+    """Why `config` can't run in this directory: it belongs to another recipe, or isn't a run directory at all."""
+    if run_dir.exists() and not run_dir.is_dir():
+        return f'run.dir = "{run_dir}": is a file, not a directory'
+    if lines := different_settings(run_dir, config):
+        shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
+        return f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}'
+    if not (run_dir / "run.json").exists() and run_dir.is_dir() and any(run_dir.glob("[!.]*")):
+        return f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory'
+    return None
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested table as dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+class RunRecord:
+    """Writer of one run directory; only rank 0 writes run.json and metrics.jsonl."""
+
+    def __init__(self, run_dir: Path, world: World) -> None:
+        self.dir = run_dir
+        self.world = world
+        self.content: dict[str, Any] = {}
+        self._written = 0.0
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes the shared files."""
+        return self.world.rank == 0
+
+    def open(self, config: Config, facts: dict[str, Any]) -> None:
+        """Create or continue run.json; `facts` are added to it (parameters, fingerprints...)."""
+        earlier = read_json(self.dir / "run.json") or {}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.content = {
+            "schema": SCHEMA,
+            "status": "running",
+            "config": to_dict(config),
+            "command": redact(sys.argv),
+            "versions": versions(),
+            "git": git_state(Path(__file__).resolve().parents[1]),
+            "world": {"size": self.world.size, "launcher": self.world.launcher, "local_size": self.world.local_size},
+            "step": 0,
+            "steps": config.train.steps,
+            "tokens_seen": 0,
+            "seconds": 0.0,
+            "eval_seconds": 0.0,
+            "started": earlier.get("started", now),
+            "starts": [*earlier.get("starts", []), {"at": now, "world_size": self.world.size}],
+            "finished": None,
+            **facts,
+        }
+        self.write()
+
+    def update(self, **values: Any) -> None:
+        """Change some values of run.json, on disk at most every few seconds unless the status changes."""
+        self.content.update(values)
+        if "status" in values or time.monotonic() - self._written > 5:
+            self.write()
+
+    def finish(self, status: str, **values: Any) -> None:
+        """Record how this start of the run ended."""
+        self.update(**values, finished=datetime.now(UTC).isoformat(timespec="seconds"), status=status)
+
+    def write(self) -> None:
+        """Write run.json now (rank 0)."""
+        if self.is_writer:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.dir / "run.json", self.content)
+        self._written = time.monotonic()
+
+    def log_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl (rank 0)."""
+        if self.is_writer:
+            with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after `step`, and a half-written last one: the resumed run will write them again (rank 0)."""
+        path = self.dir / "metrics.jsonl"
+        if not self.is_writer or not path.exists():
+            return
+        kept = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(text)["step"] <= step:
+                    kept.append(text + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
+
+def open_log(run_dir: Path, rank: int) -> logging.Logger:
+    """This rank's log file, which also gets warnings, crashes and, on a fatal signal, the stacks of all threads."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"rank{rank}.log"
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    faulthandler.enable(path.open("a"))
+    return logging.getLogger("palimpsest")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and of the machine's software."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "system": platform.platform(), **found}
+
+
+def git_state(root: Path) -> dict[str, Any] | None:
+    """Commit of the source and whether it was changed; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def redact(arguments: list[str]) -> list[str]:
+    """The command line with values of secret-looking options blanked."""
+    result, hide_next = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if hide_next and not argument.startswith("--"):
+            result.append("***")
+        elif equals and SECRET.search(name):
+            result.append(f"{name}=***")
+        else:
+            result.append(argument)
+        hide_next = not equals and argument.startswith("--") and bool(SECRET.search(argument))
+    return [os.path.basename(result[0]), *result[1:]] if result else result

@@ -1,0 +1,104 @@
+"""Saving and resuming a run: the engine's slices, the stream's cursors and the progress, as one checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline import TokenStream
+from data_pipeline.stream import merge_states
+from training import checkpoint
+from training.config import Config
+from training.engine import OPTIMIZER_STATES, Engine
+from training.progress import Display
+from training.record import RunRecord
+
+if TYPE_CHECKING:
+    from training.loop import Progress
+
+log = logging.getLogger("palimpsest")
+
+
+class Saver:
+    """Writes and reads the checkpoints of one run; every method is a collective."""
+
+    def __init__(
+        self, engine: Engine, stream: TokenStream, config: Config, record: RunRecord, display: Display
+    ) -> None:
+        self._engine, self._stream, self._config = engine, stream, config
+        self._record, self._display = record, display
+        self._stall_seconds = 0.0
+        self._saved_step: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self._config.run.dir / "checkpoints"
+
+    def save(self, progress: Progress) -> bool:
+        """Write a checkpoint of the current step; always True (a failed save raises)."""
+        if self._saved_step == progress.step:
+            return True
+        began = time.perf_counter()
+        engine, world = self._engine, self._engine.world
+        if world.rank == 0:
+            checkpoint.start(self.root, progress.step)
+        engine.barrier()
+        folder = checkpoint.unfinished_folder(self.root, progress.step)
+        entry = checkpoint.write_shard(folder, engine.local_state(), world.rank, world.size)
+        streams = engine.gather(self._stream.state_dict())
+        files = engine.gather(entry)
+        if world.rank == 0:
+            checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), self._config.checkpoint.keep)
+        engine.barrier()
+        self._stall_seconds += time.perf_counter() - began
+        self._saved_step = progress.step
+        self._record.update(last_checkpoint=progress.step)
+        log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
+        return True
+
+    def _manifest(self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "step": progress.step,
+            "progress": progress.as_dict(),
+            "world_size": self._engine.world.size,
+            "optimizer_steps": self._engine.optimizer_steps(),
+            "parameters": self._engine.shapes(),
+            "base_fingerprint": self._record.content.get("base_fingerprint"),
+            "stream": merge_states(streams),
+            "files": files,
+        }
+
+    def stopped(self, progress: Progress) -> bool:
+        """Save because the run was asked to stop; False, so that the loop can return it."""
+        self.save(progress)
+        return False
+
+    def resume(self, progress: Progress) -> bool:
+        """Continue from the newest good checkpoint, if there is one; return whether there was."""
+        found, damages = checkpoint.newest_good(self.root)
+        for message in damages:
+            self._display.say(f"damaged checkpoint ignored: {message}")
+        if found is None:
+            return False
+        engine = self._engine
+        theirs, ours = found.manifest.get("base_fingerprint"), self._record.content.get("base_fingerprint")
+        if theirs != ours:
+            raise checkpoint.CheckpointError(
+                f"{found.path}: was trained from another base ({theirs}) than model.base holds now ({ours})"
+            )
+        suffixes = ("", *(f"/{key}" for key in OPTIMIZER_STATES))
+        state = checkpoint.read_state(found, suffixes, engine.shapes(), engine.world.rank, engine.world.size)
+        engine.load_local_state(state, int(found.manifest["optimizer_steps"]))
+        self._stream.load_state_dict(found.manifest["stream"])
+        for name, value in found.manifest["progress"].items():
+            setattr(progress, name, value)
+        self._saved_step = progress.step
+        return True
+
+    def take_stall_seconds(self) -> float:
+        """Seconds that training stood still for saving since the last call."""
+        seconds, self._stall_seconds = self._stall_seconds, 0.0
+        return seconds

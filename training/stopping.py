@@ -1,0 +1,40 @@
+"""A polite end: signals and the PREEMPT file ask for it, all ranks agree on it at the next boundary."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers that this rank was asked to stop; `any_rank` turns that into everybody's decision."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.reason: str | None = None
+        self._preempt_file = run_dir / "PREEMPT"
+
+    def listen(self) -> None:
+        """From now on, Ctrl-C, SIGTERM and SIGUSR1 ask for a stop instead of killing the process."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def is_local(self) -> bool:
+        """Whether this rank was asked, by a signal or by the PREEMPT file in the run directory."""
+        if self.reason is None and self._preempt_file.exists():
+            self.reason = "PREEMPT file"
+        return self.reason is not None
+
+    def any_rank(self, any_of: Callable[[bool], bool]) -> bool:
+        """Whether any rank was asked: `any_of` is a collective or, called by all ranks alike."""
+        return any_of(self.is_local())
+
+    def clear_file(self) -> None:
+        """Remove the PREEMPT file that stopped an earlier start of this run (rank 0)."""
+        self._preempt_file.unlink(missing_ok=True)
