@@ -1,0 +1,1 @@
+"""Turns a run and a machine into processes. Nothing in here imports torch."""
