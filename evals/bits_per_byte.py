@@ -1,0 +1,53 @@
+"""Bits per byte: how many bits the model needs to encode a byte of held-out text. Lower is better.
+
+Bits per byte compares models with different tokenizers, which per-token loss cannot, and needs no threshold or prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from evals.config import TaskConfig
+from evals.documents import draw_documents
+from evals.estimators import ratio
+from evals.examples import Encode, Example, Row
+
+METRIC = "bits_per_byte"
+HIGHER_IS_BETTER = False
+
+
+def build(task: TaskConfig, *, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
+    """An example per document, its tokens cut into windows such that every token is scored exactly once.
+
+    A document is beginning-of-text followed by its tokens. Window k reads tokens k*seq_len ... (k+1)*seq_len - 1 and
+    predicts each one's successor: windows do not overlap in what they read, and carry no context from one to the
+    next. The same windows are used before and after training.
+    """
+    documents = draw_documents(task.path, seed=task.seed, max_bytes=task.max_document_bytes)[: task.max_examples]
+    return [_example(doc.id, doc.text, [bos_id, *encode(doc.text)], seq_len) for doc in documents]
+
+
+def _example(doc_id: str, text: str, ids: list[int], seq_len: int) -> Example:
+    windows = (ids[start : start + seq_len + 1] for start in range(0, len(ids) - 1, seq_len))
+    rows = tuple(Row(tuple(window), first=1) for window in windows)
+    return Example(doc_id, rows, {"bytes": len(text.encode()), "tokens": len(ids) - 1})
+
+
+def summarize(
+    task: TaskConfig, examples: Sequence[Example], loglikelihoods: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    """Score = sum(nll) / ln 2 / sum(bytes), a ratio of sums over documents, with the ratio estimator's standard error.
+
+    Args:
+        task: the task (unused; all tasks share this signature).
+        examples: what `build` returned.
+        loglikelihoods: for each example, its rows' log-likelihoods in nats.
+    """
+    records = [
+        {"id": example.id, "nll": -math.fsum(values), **example.details}
+        for example, values in zip(examples, loglikelihoods, strict=True)
+    ]
+    score, stderr = ratio([r["nll"] / math.log(2) for r in records], [r["bytes"] for r in records])
+    return {"score": score, "stderr": stderr, "chance": None, "examples": records}

@@ -1,0 +1,128 @@
+"""Every run under a folder in one table, from its files alone; runs that are going or crashed included."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals import formatting as fmt
+from evals.errors import EvalError
+from evals.forgetting import Estimate
+from evals.methods import METRICS, Method, measure
+from evals.results import Run, find_runs, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+COLUMNS = (
+    "run",
+    "method",
+    "status",
+    "step",
+    "steps",
+    "tokens_seen",
+    "learned",
+    "learned_stderr",
+    "forgotten",
+    "forgotten_stderr",
+    "unit",
+    "note",
+)
+
+
+def collect(root: Path) -> list[dict[str, Any]]:
+    """A row of COLUMNS per run, None where unknown. `note` says why there is no learned and forgotten.
+
+    Raises:
+        EvalError: the folder does not exist.
+    """
+    root = Path(root)
+    return [_row(run, root) for run in find_runs(root)]
+
+
+def _row(run: Run, root: Path) -> dict[str, Any]:
+    logged = run.metrics()
+    last = logged[-1] if logged else {}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {
+        "run": run.path.relative_to(root).as_posix(),
+        "method": run.label,
+        "status": run.status,
+        "step": _latest(run.get("step"), last.get("step")),
+        "steps": run.get("steps"),
+        "tokens_seen": _latest(run.get("tokens_seen"), last.get("tokens_seen")),
+    }
+    if run.record and run.base is None:
+        return row | {"note": "from scratch: nothing to forget"}
+    try:
+        learned, forgotten = _effects(measure(run))
+    except EvalError as error:
+        return row | {"note": str(error)}
+    for key, effect in (("learned", learned), ("forgotten", forgotten)):
+        if effect is not None:
+            row |= {key: effect.value, f"{key}_stderr": effect.stderr, "unit": effect.unit}
+    return row
+
+
+def _effects(method: Method) -> tuple[Estimate | None, Estimate | None]:
+    """Learned and forgotten in the first metric that has either."""
+    for metric in METRICS:
+        pair = method.effect("new", metric), method.effect("old", metric)
+        if any(effect is not None for effect in pair):
+            return pair
+    return None, None
+
+
+def _latest(*values: Any) -> int | None:
+    """run.json is written now and then, metrics.jsonl at every logged step: whichever is further."""
+    known = [value for value in values if isinstance(value, int)]
+    return max(known, default=None)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows as a terminal table."""
+    from rich.table import Table
+
+    result = Table()
+    for column in ("run", "method", "status", "step", "tokens", "learned", "forgotten", "unit", "note"):
+        result.add_column(column, justify="right" if column in ("step", "tokens", "learned", "forgotten") else "left")
+    for row in rows:
+        steps = [fmt.UNKNOWN if row[key] is None else str(row[key]) for key in ("step", "steps")]
+        result.add_row(
+            row["run"],
+            row["method"],
+            row["status"],
+            "/".join(steps),
+            fmt.count(row["tokens_seen"]),
+            _effect(row, "learned"),
+            _effect(row, "forgotten"),
+            row["unit"] or fmt.UNKNOWN,
+            row["note"] or "",
+        )
+    return result
+
+
+def _effect(row: dict[str, Any], key: str) -> str:
+    if row[key] is None:
+        return fmt.UNKNOWN
+    return fmt.effect({"value": row[key], "stderr": row[f"{key}_stderr"], "unit": row["unit"]})
+
+
+def write_collected_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """{"schema", "runs": rows}."""
+    write_json(Path(path), {"schema": SCHEMA, "runs": list(rows)})
+
+
+def write_collected_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A header line and a line per run; empty cells where unknown."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")

@@ -1,0 +1,107 @@
+"""What is evaluated, and when. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["bits_per_byte", "continuation_choice"]
+Domain = Literal["new", "old"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One evaluation on held-out text."""
+
+    kind: Kind
+    """bits_per_byte: bits needed per byte of text. continuation_choice: how often the true continuation is found."""
+    path: Path
+    """JSONL file (optionally .gz) with a document per line: text, and an id that is unique in the file."""
+    domain: Domain
+    """new: what the run is taught, improvement = learned. old: what the base model knew, loss = forgotten."""
+    max_examples: int = 200
+    """Documents (bits_per_byte) or questions (continuation_choice) to score at most, drawn with the seed."""
+    max_document_bytes: int = 8192
+    """Only this many first UTF-8 bytes of a document are used, so that no document dominates; 0 = whole documents."""
+    context_tokens: int = 64
+    """continuation_choice: tokens the model sees before the continuation."""
+    continuation_tokens: int = 24
+    """continuation_choice: tokens in each continuation."""
+    num_choices: int = 4
+    """continuation_choice: continuations to choose from, one of them true; chance level is 1 / num_choices."""
+    seed: int = 0
+    """Seed of the draw of documents, contexts and wrong continuations. Scores are comparable only at equal seeds."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, message) for every value that cannot work."""
+        if self.kind not in get_args(Kind):
+            yield "kind", f"{self.kind!r} is not a kind of task; use one of {', '.join(get_args(Kind))}"
+        if self.domain not in get_args(Domain):
+            yield (
+                "domain",
+                f"{self.domain!r} is not a domain; use new (what is taught) or old (what must not be forgotten)",
+            )
+        if not Path(self.path).is_file():
+            yield (
+                "path",
+                (
+                    f"no file at {self.path}; give a JSONL file with text and id on each line, "
+                    "or make the demo corpus with `python -m data_pipeline demo`"
+                ),
+            )
+        for name, least in (
+            ("max_examples", 1),
+            ("max_document_bytes", 0),
+            ("context_tokens", 1),
+            ("continuation_tokens", 1),
+            ("num_choices", 2),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                yield name, f"{getattr(self, name)} is too small; use {least} or more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """The evaluations of a run."""
+
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Tasks by name; the names appear in evals/<step>.json and in the report. None = no evaluation."""
+    at_start: bool = True
+    """Score the model as loaded (step 0). Learning and forgetting are differences to this score."""
+    every_steps: int = 0
+    """Also score every this many optimizer steps; 0 = only first and last."""
+    batch_rows: int = 8
+    """Rows per forward on each rank. Changes speed and memory, not scores."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, message) for every value that cannot work; a task's fields are named tasks.<name>.<field>."""
+        if self.every_steps < 0:
+            yield "every_steps", f"{self.every_steps} is negative; use 0 for first and last only, or a number of steps"
+        if self.batch_rows < 1:
+            yield "batch_rows", f"{self.batch_rows} rows per forward cannot score anything; use 1 or more"
+        for name, task in self.tasks.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                yield f"tasks.{name}", f"{name!r} cannot be a task's name; use letters, digits, _ and -"
+            for field_name, message in task.problems():
+                yield f"tasks.{name}.{field_name}", message
+
+    def seq_len_problems(self, seq_len: int) -> Iterator[tuple[str, str]]:
+        """Yield (field, message) for every task whose rows do not fit into a model input of `seq_len` tokens."""
+        for name, task in self.tasks.items():
+            if task.kind == "continuation_choice" and not choice_fits(task, seq_len):
+                yield (
+                    f"tasks.{name}.context_tokens",
+                    (
+                        f"{task.context_tokens} context tokens and {task.continuation_tokens} continuation tokens "
+                        f"do not fit into rows of {seq_len} tokens; lower them to {seq_len} together"
+                    ),
+                )
+
+
+def choice_fits(task: TaskConfig, seq_len: int) -> bool:
+    """Whether beginning-of-text, context and continuation fit; the last token is predicted but never read."""
+    return task.context_tokens + task.continuation_tokens <= seq_len

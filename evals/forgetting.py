@@ -1,0 +1,180 @@
+"""Learning and forgetting: paired differences between two evaluations of the same examples.
+
+Sign convention. *Learned* is the improvement on the new domain: positive = the model got better at what it was taught.
+*Forgotten* is the loss on the old domain: positive = the model got worse at what it knew. "Better" is lower for bits
+per byte and higher for accuracy.
+
+Pairing matters: documents differ from each other far more than a model differs before and after training, and that
+spread cancels when each example is compared with itself. Documents are taken as independent; intervals are value
++- 1.96 standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.errors import EvalError
+from evals.estimators import Z_95, ratio
+
+UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Per-example changes of one task. The task's change is sum(deltas) / sum(weights).
+
+    Attributes:
+        metric: bits_per_byte or accuracy.
+        ids: the examples.
+        deltas: improvement of each example, positive = better: bits saved, or credit gained.
+        weights: bytes of each document, or 1 per question.
+        groups: the document each example is about; documents, not examples, are independent.
+        fingerprint: hash of the tokens scored, "" when unknown.
+    """
+
+    metric: str
+    ids: tuple[str, ...]
+    deltas: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    groups: tuple[str, ...]
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its standard error (None: unknown, a single example) and 95 % interval."""
+
+    value: float
+    n: int
+    stderr: float | None
+    unit: str
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval; -inf when the standard error is unknown."""
+        return self.value - (math.inf if self.stderr is None else Z_95 * self.stderr)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval; inf when the standard error is unknown."""
+        return self.value + (math.inf if self.stderr is None else Z_95 * self.stderr)
+
+    def negated(self) -> Estimate:
+        """The same estimate with the opposite sign."""
+        return Estimate(value=0.0 - self.value, n=self.n, stderr=self.stderr, unit=self.unit)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: value, n, stderr, low, high, unit; what is unknown is None."""
+        low, high = (None, None) if self.stderr is None else (self.low, self.high)
+        return {"value": self.value, "n": self.n, "stderr": self.stderr, "low": low, "high": high, "unit": self.unit}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
+    """Improvement of every example from one result of a task to another, matched by id.
+
+    Args:
+        before: a task's entry in evals/<step>.json.
+        after: the same task's entry at a later step.
+
+    Raises:
+        EvalError: the results are not about the same examples, or a score is not a finite number.
+    """
+    if before.get("metric") != after.get("metric"):
+        raise EvalError(
+            f"the metrics differ ({before.get('metric')} and {after.get('metric')}); evaluate both with the same task"
+        )
+    _same_questions(before.get("fingerprint"), after.get("fingerprint"))
+    old, new = _scores(before), _scores(after)
+    _same_ids(old, new)
+    sign = 1.0 if before.get("higher_is_better") else -1.0
+    ids = tuple(old)
+    deltas = np.array([sign * (new[i][0] - old[i][0]) for i in ids])
+    weights = np.array([old[i][1] for i in ids])
+    document = {str(e["id"]): str(e.get("document", e["id"])) for e in before["examples"]}
+    groups = tuple(document[i] for i in ids)
+    return Changes(str(before["metric"]), ids, deltas, weights, groups, before.get("fingerprint") or "")
+
+
+def contrast(a: Changes, b: Changes) -> Changes:
+    """Per-example difference between two runs' changes of the same task: positive = `a` improved more than `b`.
+
+    Raises:
+        EvalError: the runs were not evaluated on the same examples.
+    """
+    if a.metric != b.metric:
+        raise EvalError(f"the metrics differ ({a.metric} and {b.metric}); evaluate both with the same task")
+    _same_questions(a.fingerprint, b.fingerprint)
+    b_deltas = dict(zip(b.ids, b.deltas, strict=True))
+    _same_ids(dict.fromkeys(a.ids), b_deltas)
+    other = np.array([b_deltas[i] for i in a.ids])
+    return Changes(a.metric, a.ids, a.deltas - other, a.weights, a.groups, a.fingerprint)
+
+
+def estimate(paired: Changes) -> Estimate:
+    """Improvement over a task's examples: sum(deltas) / sum(weights) with the ratio estimator's standard error."""
+    value, stderr = ratio(paired.deltas, paired.weights, paired.groups)
+    return Estimate(value=value, n=len(paired.ids), stderr=stderr, unit=UNITS.get(paired.metric, paired.metric))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Unweighted mean over tasks, whose examples are independent: se = sqrt(sum(se_t^2)) / number of tasks."""
+    assert len({e.unit for e in estimates}) == 1, estimates
+    errors = [e.stderr for e in estimates if e.stderr is not None]
+    stderr = math.hypot(*errors) / len(estimates) if len(errors) == len(estimates) else None
+    return Estimate(
+        value=math.fsum(e.value for e in estimates) / len(estimates),
+        n=sum(e.n for e in estimates),
+        stderr=stderr,
+        unit=estimates[0].unit,
+    )
+
+
+def learned(before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate:
+    """Improvement on a task of the new domain; positive = learned."""
+    return estimate(changes(before, after))
+
+
+def forgotten(before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate:
+    """Loss on a task of the old domain; positive = forgot."""
+    return estimate(changes(before, after)).negated()
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Example id -> (numerator, denominator) of the task's score."""
+    metric = result.get("metric")
+    if metric not in UNITS:
+        raise EvalError(f"the metric {metric!r} is unknown; known are {', '.join(UNITS)}")
+    key = "nll" if metric == "bits_per_byte" else "correct"
+    examples = result.get("examples") or []
+    if not examples:
+        raise EvalError("the result has no per-example scores, so no paired difference can be taken; evaluate again")
+    broken = [str(e.get("id")) for e in examples if not isinstance(e.get(key), int | float)]
+    if broken:
+        raise EvalError(f"{len(broken)} examples have no finite score (first: {broken[0]}); the model diverged")
+    if metric == "bits_per_byte":
+        return {str(e["id"]): (e["nll"] / math.log(2), float(e["bytes"])) for e in examples}
+    return {str(e["id"]): (float(e["correct"]), 1.0) for e in examples}
+
+
+def _same_ids(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
+    if only_a or only_b:
+        named = ", ".join((only_a + only_b)[:3])
+        raise EvalError(
+            f"the examples differ: {len(only_a)} only in the first result, {len(only_b)} only in the second ({named}); "
+            "evaluate both on the same file with the same max_examples and seed"
+        )
+
+
+def _same_questions(a: str | None, b: str | None) -> None:
+    if a and b and a != b:
+        raise EvalError(
+            "the same examples were tokenized or cut differently; "
+            "evaluate both with the same file, tokenizer, seq_len and task settings"
+        )

@@ -1,0 +1,162 @@
+"""Score a causal language model on tasks: one process, or every rank of a sharded model together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from evals import bits_per_byte, continuation_choice
+from evals.config import TaskConfig
+from evals.errors import EvalError
+from evals.examples import Encode, Example, Row, fingerprint
+
+TASKS: dict[str, Any] = {"bits_per_byte": bits_per_byte, "continuation_choice": continuation_choice}
+"""Kind of task -> module with `build`, `summarize`, METRIC and HIGHER_IS_BETTER."""
+
+
+def evaluate(
+    model: torch.nn.Module,
+    *,
+    encode: Encode,
+    bos_id: int,
+    tasks: Mapping[str, TaskConfig],
+    seq_len: int,
+    batch_rows: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Any]] | None:
+    """Score the model on every task, in eval mode and without gradients; its train/eval modes are restored.
+
+    With `world_size` > 1 this is a collective: every rank calls it with the same arguments and does the same number of
+    forwards (a ZeRO-3 forward gathers parameters from all ranks), and every rank returns all scores. Scores do not
+    depend on world size or batch_rows beyond floating-point noise.
+
+    Args:
+        model: called as `model(input_ids=, attention_mask=, use_cache=False).logits`: a Hugging Face causal LM or a
+            DeepSpeed engine around one.
+        encode: text -> token ids, without special tokens.
+        bos_id: id of the beginning-of-text token.
+        tasks: tasks by name.
+        seq_len: tokens in the longest model input.
+        batch_rows: rows per forward on each rank.
+        device: where the inputs go.
+        rank: this process.
+        world_size: processes that call this together.
+        should_stop: asked before every forward; its answer must be the same on all ranks. True ends the evaluation.
+        progress: called on rank 0 as progress(forwards done, forwards in all).
+
+    Returns:
+        {task: {kind, domain, metric, higher_is_better, score, n, stderr, chance, fingerprint, examples}}; None when
+        stopped.
+
+    Raises:
+        EvalError: a task's file or settings cannot be used.
+    """
+    examples = {name: _build(name, task, encode, bos_id, seq_len) for name, task in tasks.items()}
+    rows = [row for task_examples in examples.values() for example in task_examples for row in example.rows]
+    scores: dict[int, float] = {}
+    batches = _deal(rows, rank, world_size, batch_rows)
+    with _eval_mode(model), torch.no_grad():
+        for done, batch in enumerate(batches, start=1):
+            if should_stop is not None and should_stop():
+                return None
+            values = row_loglikelihoods(model, [rows[index] for index in batch], pad_id=bos_id, device=device)
+            scores.update(zip(batch, values, strict=True))
+            if progress is not None and rank == 0:
+                progress(done, len(batches))
+    loglikelihoods = iter(_join(scores, len(rows), world_size))
+    return {
+        name: _result(tasks[name], examples[name], [[next(loglikelihoods) for _ in ex.rows] for ex in examples[name]])
+        for name in tasks
+    }
+
+
+def row_loglikelihoods(
+    model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, device: torch.device | str
+) -> list[float]:
+    """Score rows in one forward: log p(row.ids[row.first:] | row.ids[:row.first]) in nats for each.
+
+    Rows are padded on the right, where causal attention cannot see the padding. Only the logits of scored positions are
+    turned into fp32 log-probabilities, one row at a time.
+    """
+    width = max(len(row.ids) for row in rows) - 1
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
+        attention_mask[index, : len(row.ids) - 1] = 1
+    logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False).logits
+    sums = []
+    for row, row_logits in zip(rows, logits, strict=True):
+        targets = torch.tensor(row.ids[row.first :], device=row_logits.device)
+        scored = row_logits[row.first - 1 : len(row.ids) - 1].float()
+        sums.append(-F.cross_entropy(scored, targets, reduction="none").double().sum())
+    return [float(value) for value in torch.stack(sums).tolist()]
+
+
+def _build(name: str, task: TaskConfig, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
+    if task.kind not in TASKS:
+        raise EvalError(f"task {name!r}: {task.kind!r} is not a kind of task; use one of {', '.join(TASKS)}")
+    try:
+        examples: list[Example] = TASKS[task.kind].build(task, encode=encode, bos_id=bos_id, seq_len=seq_len)
+    except EvalError as error:
+        raise EvalError(f"task {name!r}: {error}") from error
+    return examples
+
+
+def _deal(rows: Sequence[Row], rank: int, world_size: int, batch_rows: int) -> list[list[int]]:
+    """This rank's batches of row indices: as many on every rank, of nearly the same lengths, longest first.
+
+    Longest first, so that a batch that does not fit into memory fails at once. A rank that has run out of rows scores
+    the shortest one again; its score is the same wherever it is computed.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids), reverse=True)
+    most = -(-len(order) // world_size)
+    mine = order[rank::world_size]
+    batches = [mine[start : start + batch_rows] for start in range(0, most, batch_rows)]
+    return [batch or [order[-1]] for batch in batches]
+
+
+def _join(scores: dict[int, float], num_rows: int, world_size: int) -> list[float]:
+    parts: list[dict[int, float]] = [scores]
+    if world_size > 1:
+        parts = [{} for _ in range(world_size)]
+        dist.all_gather_object(parts, scores)
+    joined: dict[int, float] = {}
+    for part in parts:
+        joined.update(part)
+    assert len(joined) == num_rows, (len(joined), num_rows)
+    return [joined[index] for index in range(num_rows)]
+
+
+def _result(task: TaskConfig, examples: list[Example], loglikelihoods: list[list[float]]) -> dict[str, Any]:
+    kind = TASKS[task.kind]
+    return {
+        "kind": task.kind,
+        "domain": task.domain,
+        "metric": kind.METRIC,
+        "higher_is_better": kind.HIGHER_IS_BETTER,
+        "n": len(examples),
+        "fingerprint": fingerprint(examples),
+        **kind.summarize(task, examples, loglikelihoods),
+    }
+
+
+@contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    # Mode by mode: a part that was in eval mode during training (a frozen dropout) must stay so.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

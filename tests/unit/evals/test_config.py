@@ -1,0 +1,86 @@
+"""Every message of the configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from evals.config import EvalConfig, TaskConfig, choice_fits
+
+
+def problems(config: EvalConfig | TaskConfig) -> dict[str, str]:
+    return dict(config.problems())
+
+
+def task(path: Path, **settings: object) -> TaskConfig:
+    return TaskConfig(**({"kind": "bits_per_byte", "path": path, "domain": "new"} | settings))  # type: ignore[arg-type]
+
+
+def test_defaults_have_no_problems(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    assert problems(EvalConfig()) == {}
+    assert problems(EvalConfig(tasks={"code": task(tmp_path / "a.jsonl")})) == {}
+
+
+def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
+    wrong = task(
+        tmp_path / "missing.jsonl",
+        kind="guess",
+        domain="mine",
+        max_examples=0,
+        max_document_bytes=-1,
+        context_tokens=0,
+        continuation_tokens=0,
+        num_choices=1,
+        seed=-1,
+    )
+    found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_rows=0))
+    assert set(found) == {"every_steps", "batch_rows"} | {
+        f"tasks.code.{name}"
+        for name in (
+            *("kind", "path", "domain", "max_examples", "max_document_bytes"),
+            *("context_tokens", "continuation_tokens", "num_choices", "seed"),
+        )
+    }
+    assert "python -m data_pipeline demo" in found["tasks.code.path"]
+    assert "missing.jsonl" in found["tasks.code.path"]
+    assert "'guess'" in found["tasks.code.kind"]
+    assert "bits_per_byte, continuation_choice" in found["tasks.code.kind"]
+    assert "'mine'" in found["tasks.code.domain"]
+    assert found["tasks.code.num_choices"] == "1 is too small; use 2 or more"
+    assert found["every_steps"].startswith("-1 is negative")
+    assert found["batch_rows"].startswith("0 rows")
+
+
+def test_a_task_name_must_be_usable_in_a_flag(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    found = problems(EvalConfig(tasks={"my.code": task(tmp_path / "a.jsonl")}))
+    assert found == {"tasks.my.code": "'my.code' cannot be a task's name; use letters, digits, _ and -"}
+
+
+def test_rows_that_do_not_fit_are_found_before_the_run(tmp_path: Path) -> None:
+    choice = task(tmp_path, kind="continuation_choice", context_tokens=64, continuation_tokens=24)
+    config = EvalConfig(tasks={"choice": choice, "bits": task(tmp_path)})
+    assert choice_fits(choice, 88)
+    assert list(config.seq_len_problems(88)) == []
+    ((name, message),) = config.seq_len_problems(87)
+    assert name == "tasks.choice.context_tokens"
+    assert "64 context tokens and 24 continuation tokens do not fit into rows of 87 tokens" in message
+
+
+def test_configuration_and_collecting_need_no_torch() -> None:
+    code = (
+        "import sys, evals.config, evals.collect, evals.report\n"
+        "sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    )
+    repository = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository, timeout=60).returncode == 0
+
+
+def test_public_names_are_all_importable() -> None:
+    import evals
+
+    for name in evals.__all__:
+        assert callable(getattr(evals, name)), name
+    assert not hasattr(evals, "no_such_name")

@@ -1,0 +1,109 @@
+"""Files of a run: whole or absent when written, tolerated in any state when read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evals.errors import EvalError
+from evals.results import find_runs, load_run, read_metrics, read_result, write_result
+
+
+def test_a_result_is_read_as_written(tmp_path: Path) -> None:
+    tasks = {"code": {"score": 1.25, "examples": [{"id": "é", "nll": 3.0}]}}
+    path = write_result(tmp_path, step=40, tasks=tasks, seconds=2.5)
+    assert path == tmp_path / "evals" / "40.json"
+    assert read_result(path) == {"schema": 1, "step": 40, "seconds": 2.5, "tasks": tasks}
+    assert [file.name for file in path.parent.iterdir()] == ["40.json"]
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    path = write_result(
+        tmp_path, step=1, tasks={"t": {"score": math.nan, "examples": [{"nll": math.inf}]}}, seconds=0.0
+    )
+    assert read_result(path)["tasks"] == {"t": {"score": None, "examples": [{"nll": None}]}}
+    assert "NaN" not in path.read_text()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_result(tmp_path, step=0, tasks={}, seconds=1.0)
+    with pytest.raises(TypeError):
+        write_result(tmp_path, step=0, tasks={"t": {"score": object()}}, seconds=1.0)
+    assert read_result(path)["seconds"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ('{"tasks": {', "not JSON"),
+        ("[]", "no tasks in this file"),
+        ("{}", "no tasks in this file"),
+    ],
+)
+def test_unusable_results_are_explained(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "1.json").write_text(content)
+    with pytest.raises(EvalError, match=message):
+        read_result(tmp_path / "1.json")
+
+
+def test_a_run_is_described_from_its_record(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = load_run(make_run(tmp_path, "a", "lora"))
+    assert (run.status, run.adapter, run.base, run.label, run.eval_steps) == (
+        "done",
+        "lora",
+        "base/export",
+        "LoRA",
+        (0, 100),
+    )
+    assert run.get("world", "size") == 2
+    assert run.get("world", "no", "such", default=5) == 5
+    assert run.get("status", "deeper") is None
+    assert load_run(make_run(tmp_path, "b", base=None)).label == "from scratch"
+
+
+def test_a_crashed_run_is_tolerated(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / ".0.json.77.tmp").write_text("")
+    (tmp_path / "evals" / "notes.json").write_text("")
+    (tmp_path / "run.json").write_text('{"status": "run')
+    run = load_run(tmp_path)
+    assert (run.record, run.status, run.label, run.eval_steps, run.metrics()) == ({}, "unreadable", "unknown", (), [])
+    (tmp_path / "run.json").write_text("[1]")
+    assert load_run(tmp_path).record == {}
+    (tmp_path / "run.json").write_text('{"config": null, "world": 3}')
+    assert load_run(tmp_path).status == "unknown"
+    assert load_run(tmp_path).get("world", "size") is None
+
+
+def test_metrics_skip_half_lines_and_keep_the_last_of_a_repeated_step(tmp_path: Path) -> None:
+    lines = [
+        '{"step": 1, "loss": 3}',
+        '{"step": 2, "loss": 2}',
+        "[]",
+        '{"loss": 1}',
+        '{"step": 2, "loss": 1}',
+        '{"step": 3, "l',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 3}, {"step": 2, "loss": 1}]
+    assert read_metrics(tmp_path / "missing.jsonl") == []
+
+
+def test_runs_are_found_at_any_depth_and_not_inside_runs(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    outer = make_run(tmp_path, "b")
+    make_run(tmp_path, "deep/er/a", "lora")
+    (tmp_path / "crashed").mkdir()
+    (tmp_path / "crashed" / "metrics.jsonl").write_text("")
+    (outer / "checkpoints").mkdir()
+    (outer / "checkpoints" / "run.json").write_text(json.dumps({}))
+    found = [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)]
+    assert found == ["b", "crashed", "deep/er/a"]
+    assert [run.path for run in find_runs(outer)] == [outer]
+    with pytest.raises(EvalError, match="no such folder"):
+        find_runs(tmp_path / "missing")

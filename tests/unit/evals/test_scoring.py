@@ -1,0 +1,219 @@
+"""Scoring against a brute-force loop, and its independence of batching and of the number of processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from evals.config import TaskConfig
+from evals.errors import EvalError
+from evals.examples import Row
+from evals.scoring import _deal, evaluate, row_loglikelihoods
+
+REPOSITORY = Path(__file__).parents[3]
+WORKER = Path(__file__).with_name("scoring_worker.py")
+TEXTS = [f"document {i}: " + "".join(chr(97 + (i * 5 + j * j) % 26) for j in range(9 * i + 5)) for i in range(7)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scoring_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(worker: ModuleType) -> Any:
+    return worker.tiny_llama()
+
+
+def score(model: Any, worker: ModuleType, path: Path, **settings: Any) -> Any:
+    defaults = {"tasks": worker.tasks(path), "seq_len": 16, "batch_rows": 3, "device": "cpu"}
+    return evaluate(model, encode=worker.encode, bos_id=1, **(defaults | settings))
+
+
+def brute_force_nll(model: Any, ids: list[int], first: int) -> float:
+    """One sequence, no padding, fp64, one token at a time."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+    return -sum(float(torch.log_softmax(logits[i - 1], 0)[ids[i]]) for i in range(first, len(ids)))
+
+
+def test_bits_per_byte_is_the_brute_force_loop(model: Any, worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    model.eval()
+    result = score(model, worker, jsonl(TEXTS))["bits"]
+    expected = {}
+    for index, text in enumerate(TEXTS):
+        ids = [1, *worker.encode(text)]
+        windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
+        expected[f"d{index}"] = sum(brute_force_nll(model, window, 1) for window in windows)
+    assert {e["id"]: e["nll"] for e in result["examples"]} == pytest.approx(expected, rel=1e-5)
+    bits = sum(expected.values()) / math.log(2)
+    assert result["score"] == pytest.approx(bits / sum(len(t.encode()) for t in TEXTS), rel=1e-5)
+    assert (result["metric"], result["higher_is_better"], result["domain"]) == ("bits_per_byte", False, "old")
+    assert (result["n"], result["chance"]) == (7, None)
+
+
+def test_choices_are_scored_given_their_context(model: Any, worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    from evals import continuation_choice
+
+    model.eval()
+    path = jsonl(TEXTS)
+    result = score(model, worker, path)["choice"]
+    task = worker.tasks(path)["choice"]
+    examples = continuation_choice.build(task, encode=worker.encode, bos_id=1, seq_len=16)
+    for example, record in zip(examples, result["examples"], strict=True):
+        expected = [-brute_force_nll(model, list(row.ids), row.first) for row in example.rows]
+        assert record["loglikelihoods"] == pytest.approx(expected, abs=1e-4)
+        assert record["correct"] == float(max(expected) == expected[record["answer"]])
+    assert result["score"] == pytest.approx(sum(r["correct"] for r in result["examples"]) / 9)
+    assert result["chance"] == 0.25
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 1000])
+def test_scores_do_not_depend_on_batching(
+    model: Any, worker: ModuleType, jsonl: Callable[..., Path], batch_rows: int
+) -> None:
+    path = jsonl(TEXTS)
+    assert_same(score(model, worker, path, batch_rows=batch_rows), score(model, worker, path))
+
+
+def test_padding_is_not_seen(model: Any) -> None:
+    model.eval()
+    short, long = Row((1, 5, 9), first=1), Row((1, *range(40, 60)), first=4)
+    with torch.no_grad():
+        together = row_loglikelihoods(model, [short, long], pad_id=1, device="cpu")
+        other_padding = row_loglikelihoods(model, [short, long], pad_id=200, device="cpu")
+        alone = [row_loglikelihoods(model, [row], pad_id=1, device="cpu")[0] for row in (short, long)]
+    assert together == other_padding
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_without_preferences_scores_chance(worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    uniform = worker.tiny_llama()
+    torch.nn.init.zeros_(uniform.lm_head.weight)
+    result = score(uniform, worker, jsonl(TEXTS))
+    assert result["choice"]["score"] == 0.25
+    assert result["bits"]["score"] == pytest.approx(math.log2(259), rel=1e-6)
+
+
+def test_a_diverged_model_is_reported_not_hidden(worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    broken = worker.tiny_llama()
+    torch.nn.init.constant_(broken.lm_head.weight, math.nan)
+    result = score(broken, worker, jsonl(TEXTS))
+    assert math.isnan(result["bits"]["score"])
+    assert result["choice"]["score"] == 0
+
+
+def test_modes_are_restored_module_by_module(worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    model = worker.tiny_llama().train()
+    frozen = model.model.layers[0].mlp
+    frozen.eval()
+    seen = []
+    model.register_forward_pre_hook(lambda module, _: seen.append((module.training, torch.is_grad_enabled())))
+    score(model, worker, jsonl(TEXTS))
+    assert set(seen) == {(False, False)}
+    assert model.training
+    assert model.model.layers[1].mlp.training
+    assert not frozen.training
+    assert torch.is_grad_enabled()
+
+
+def test_stopping_is_asked_before_every_forward(worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    model = worker.tiny_llama().train()
+    forwards: list[int] = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    assert score(model, worker, jsonl(TEXTS), should_stop=lambda: len(forwards) == 2) is None
+    assert len(forwards) == 2
+    assert model.training
+
+
+def test_progress_counts_forwards_on_rank_0(model: Any, worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    calls: list[tuple[int, int]] = []
+    score(model, worker, jsonl(TEXTS), progress=lambda *call: calls.append(call))
+    assert calls == [(done, len(calls)) for done in range(1, len(calls) + 1)]
+    assert len(calls) > 3
+
+
+def test_no_tasks_need_no_forward(model: Any, worker: ModuleType, tmp_path: Path) -> None:
+    assert score(model, worker, tmp_path, tasks={}) == {}
+
+
+def test_errors_name_the_task(model: Any, worker: ModuleType, tmp_path: Path) -> None:
+    missing = TaskConfig(kind="bits_per_byte", path=tmp_path / "no.jsonl", domain="new")
+    with pytest.raises(EvalError, match=r"task 'code': .*cannot be read"):
+        score(model, worker, tmp_path, tasks={"code": missing})
+    unknown = TaskConfig(kind="riddles", path=tmp_path, domain="new")  # type: ignore[arg-type]
+    with pytest.raises(EvalError, match="task 'code': 'riddles' is not a kind of task"):
+        score(model, worker, tmp_path, tasks={"code": unknown})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_rows", [1, 5, 24, 25])
+def test_rows_are_dealt_once_and_forwards_are_equal(world_size: int, num_rows: int) -> None:
+    rows = [Row(tuple(range(2 + i % 7)), first=1) for i in range(num_rows)]
+    deals = [_deal(rows, rank, world_size, 4) for rank in range(world_size)]
+    assert {len(deal) for deal in deals} == {math.ceil(math.ceil(num_rows / world_size) / 4)}
+    dealt = [index for deal in deals for batch in deal for index in batch]
+    assert set(dealt) == set(range(num_rows))
+    shortest = min(range(num_rows), key=lambda index: len(rows[index].ids))
+    repeated = [index for index in set(dealt) if dealt.count(index) > 1]
+    assert all(len(rows[index].ids) == len(rows[shortest].ids) for index in repeated)
+    assert all(0 < len(batch) <= 4 for deal in deals for batch in deal)
+
+
+@pytest.mark.dist
+def test_two_processes_give_the_scores_of_one(
+    model: Any, worker: ModuleType, jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = jsonl(TEXTS)
+    one = jsonl(["a single row for two ranks"], "one.jsonl")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(WORKER)]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]  # results and number of forwards
+    assert ranks[0]["stopped"] is None
+    assert_same(ranks[0]["result"], score(model, worker, path))
+    single = TaskConfig(kind="bits_per_byte", path=one, domain="old")
+    assert_same(ranks[0]["few"], score(model, worker, one, tasks={"one": single}, seq_len=64))
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name]["score"] == pytest.approx(b[name]["score"], abs=1e-5)
+        assert a[name]["fingerprint"] == b[name]["fingerprint"]
+        for x, y in zip(a[name]["examples"], b[name]["examples"], strict=True):
+            assert x == {
+                key: pytest.approx(value, abs=1e-3, rel=1e-5) if isinstance(value, float | list) else value
+                for key, value in y.items()
+            }
