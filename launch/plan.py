@@ -106,7 +106,8 @@ def make_plan(config: Config, shape: Shape, ranks: int, kind: str) -> Plan:
     if chosen is None:
         total = trainable = base
     else:
-        targets = [sizes for name, sizes in shape.linears().items() if is_target(name, chosen.targets)]
+        linears = {**shape.linears(), "lm_head": (shape.hidden, shape.vocab)}
+        targets = [sizes for name, sizes in linears.items() if is_target(name, chosen.targets)]
         trainable = count_adapter_parameters(targets, chosen)
         total = base + trainable
     weights = BYTES_PER_WEIGHT[config.train.precision] * total

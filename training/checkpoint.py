@@ -76,8 +76,9 @@ def finish(root: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     sync_folder(root)
-    complete = sorted((int(path.name) for path in root.iterdir() if path.name.isdigit()), reverse=True)
-    for old in complete[keep:]:
+    # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
+    earlier = sorted((int(path.name) for path in root.iterdir() if path.name.isdigit() and int(path.name) < step), reverse=True)
+    for old in earlier[keep - 1 :]:
         shutil.rmtree(root / str(old), ignore_errors=True)
     return final
 

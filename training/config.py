@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 
@@ -273,6 +273,7 @@ class Config:
             yield f"eval.{name}", message
         if self.adapter.kind != "none" and self.model.base is None:
             yield "model.base", f"must be set when adapter.kind is {self.adapter.kind!r}: adapters need a pretrained base"
+        yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
             yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
@@ -292,6 +293,18 @@ class Config:
             yield "train.micro_batch_rows", (
                 f"must divide the {rows // world_size} rows that each of {world_size} ranks has per step"
             )
+
+    def _tokenizer_problems(self) -> Iterator[Problem]:
+        """The base and the data must agree on what an id means."""
+        if self.model.base is None or not looks_like_path(self.model.base):
+            return
+        ours = self.data.tokenizer
+        for name in TOKENIZER_FILES:
+            file, theirs = ours / name if ours.is_dir() else ours, Path(self.model.base) / name
+            if file.name == name and file.is_file() and theirs.is_file():
+                if file.read_bytes() != theirs.read_bytes():
+                    yield "data.tokenizer", f"is another tokenizer than the base was trained with: {theirs} differs"
+                return
 
     def max_positions(self) -> int | None:
         """Longest sequence the model is made for, or None when that can't be known before loading (a hub name)."""

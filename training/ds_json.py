@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,14 @@ def read_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def problems(content: dict[str, Any], text: str) -> Iterator[str]:
     """Yield what is wrong with a DeepSpeed configuration; `text` serves to name lines."""
-    flat = dict(walk(content))
+    flat, lines = dict(walk(content)), key_lines(text)
     for key, value in flat.items():
-        line = f"line {line_of(text, key)}"
+        line = f"line {lines[key]}"
         if key in OWNED:
             yield f"{key!r} belongs to the recipe ({OWNED[key]}); delete {line}"
         elif key in REMOVED:
             yield f"{key!r} was removed from DeepSpeed; delete {line} ({REMOVED[key]})"
-        elif key in UNSUPPORTED and value not in (False, 1):
+        elif key in UNSUPPORTED and (value is True or value not in (None, False, 1)):
             yield f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete {line}"
         elif "." not in key and key not in KNOWN:
             close = difflib.get_close_matches(key, KNOWN, 1)
@@ -109,10 +110,16 @@ def walk(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from walk(value, f"{prefix}{key}.")
 
 
-def line_of(text: str, dotted: str) -> int:
-    """Line on which the last part of a dotted key is written (searching each part after the one around it)."""
-    position = 0
-    for part in dotted.split("."):
-        found = text.find(json.dumps(part), position)
-        position = found if found >= 0 else position
-    return text.count("\n", 0, position) + 1
+def key_lines(text: str) -> dict[str, int]:
+    """Line on which each key of a JSON text is written, by dotted path (objects inside lists count as their list's)."""
+    lines: dict[str, int] = {}
+    path: list[str] = []
+    for found in re.finditer(r'(?P<string>"(?:\\.|[^"\\])*")(?P<colon>\s*:)?|(?P<brace>[{}])', text):
+        if found["brace"] == "{":
+            path.append("")
+        elif found["brace"] == "}":
+            path.pop()
+        elif found["colon"]:
+            path[-1] = json.loads(found["string"])
+            lines[".".join(path)] = text.count("\n", 0, found.start()) + 1
+    return lines

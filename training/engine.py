@@ -118,6 +118,8 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
+        # from_pretrained returns a model in evaluation mode: without dropout and adapter noise.
+        self.deepspeed.train()
         self.device = self.deepspeed.device
 
     @property

@@ -29,8 +29,8 @@ def export(engine: Engine, tokenizer: Tokenizer, config: Config) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if engine.adapter is None:
-            # Tied weights are one parameter here and two names in the model; save_pretrained knows which to write.
-            engine.model.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
+            # A copy, because save_pretrained removes entries.
+            engine.model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size="5GB")
         else:
             save_peft(engine.adapter, folder, base_model_name=config.model.base or "", tensors=tensors)
         for path in tokenizer.files:

@@ -50,7 +50,11 @@ def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) ->
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(llama).to(dtype)
+        model = LlamaForCausalLM(llama)
+    # Parameters only: rotary frequencies rounded to bf16 would be another model than the one that is loaded again.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from training.config import Config, to_dict
+from training.config import Config, nested, to_dict
 
 
 class ConfigError(ValueError):
@@ -34,6 +35,8 @@ class Draft:
     """Values on their way into a Config: what was read, where each came from, what is wrong so far."""
 
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    entries: dict[str, dict[str, None]] = dataclasses.field(default_factory=dict)
+    """Names in each named table (dictionaries, to keep their order), also of entries that say nothing else."""
     source: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
@@ -69,21 +72,27 @@ def load_config(
         ConfigError: with all problems at once.
     """
     draft = Draft(problems=list(more_problems))
-    if recipe is not None:
-        read_recipe(draft, recipe)
+    is_read = recipe is None or read_recipe(draft, recipe)
     read_overrides(draft, overrides)
-    config = build(Config, draft, "")
-    if config is not None:
-        config = fill_run_dir(config, draft)
-        for path, message in config.problems(world_size or 1):
-            report(draft, config, path, message)
+    if not is_read:
+        # All that a recipe must say would be reported as missing.
+        raise ConfigError(draft.problems)
+    sections = {f.name: build(get_type_hints(Config)[f.name], draft, f"{f.name}.") for f in dataclasses.fields(Config)}
+    if None in sections.values():
+        # What is missing leaves the checks between sections out, but not those of the other sections.
+        for name, section in sections.items():
+            for path, message in nested(name, section) if section is not None else ():
+                report(draft, types.SimpleNamespace(**sections), path, message)
+        raise ConfigError(draft.problems)
+    config = fill_run_dir(Config(**sections), draft)
+    for path, message in config.problems(world_size or 1):
+        report(draft, config, path, message)
     if draft.problems:
         raise ConfigError(draft.problems)
-    assert config is not None
     return config
 
 
-def report(draft: Draft, config: Config, path: str, message: str) -> None:
+def report(draft: Draft, config: Any, path: str, message: str) -> None:
     """Note a value out of range, saying where it was set (or that it is the default)."""
     value: Any = config
     for part in path.split("."):
@@ -92,8 +101,8 @@ def report(draft: Draft, config: Config, path: str, message: str) -> None:
     draft.wrong(path, draft.source.get(path, "default"), message, shown)
 
 
-def read_recipe(draft: Draft, recipe: Path) -> None:
-    """Flatten a TOML file into the draft."""
+def read_recipe(draft: Draft, recipe: Path) -> bool:
+    """Flatten a TOML file into the draft; False when it can't be read."""
     try:
         table = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,6 +113,8 @@ def read_recipe(draft: Draft, recipe: Path) -> None:
         draft.problems.append(f"--recipe {recipe}: not valid TOML: {error}")
     else:
         flatten(draft, Config, table, "", str(recipe), recipe.resolve().parent)
+        return True
+    return False
 
 
 def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, source: str, folder: Path) -> None:
@@ -123,7 +134,10 @@ def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, so
                 flatten(draft, hint, value, f"{path}.", source, folder)
             else:
                 for name, item in value.items():
-                    if isinstance(item, Mapping):
+                    if "." in name:
+                        draft.wrong(f'{path}."{name}"', source, "a name must not contain a dot")
+                    elif isinstance(item, Mapping):
+                        draft.entries.setdefault(path, {})[name] = None
                         flatten(draft, entry, item, f"{path}.{name}.", source, folder)
                     else:
                         draft.wrong(f"{path}.{name}", source, f"is a section: write [{path}.{name}]", item)
@@ -172,6 +186,8 @@ def decode(hint: Any, value: Any) -> Any:
         value = parse_text(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
     expected = str if hint is Path else hint
     if type(value) not in (expected, *((Text,) if expected is str else ())):
         raise ValueError(f"must be {TYPE_NAMES[expected]}, not {TYPE_NAMES.get(type(value), 'a table')}")
@@ -294,7 +310,7 @@ def all_paths(owner: type = Config, prefix: str = "") -> list[str]:
 
 def did_you_mean(path: str) -> str:
     """A suggestion for an unknown dotted setting: the closest of its section, else the same name elsewhere."""
-    paths = all_paths()
+    paths = [with_entry_name(known, path) for known in all_paths()]
     sections = {".".join(p.split(".")[:n]) for p in paths for n in range(1, p.count(".") + 1)}
     parent, _, leaf = path.rpartition(".")
     siblings = {p.rpartition(".")[2] for p in [*paths, *sections] if p.rpartition(".")[0] == parent}
@@ -302,6 +318,14 @@ def did_you_mean(path: str) -> str:
     candidates += [p for p in paths if p.rpartition(".")[2] == leaf]
     candidates += difflib.get_close_matches(path, [*paths, *sections], 1)
     return f"; did you mean {candidates[0]}?" if candidates else ""
+
+
+def with_entry_name(known: str, path: str) -> str:
+    """A known setting of a named table, with the name that `path` uses in place of *."""
+    table, star, setting = known.partition(".*.")
+    if not star or not path.startswith(f"{table}."):
+        return known
+    return f"{table}.{path[len(table) + 1 :].partition('.')[0]}.{setting}"
 
 
 def close_to(value: str, choices: Sequence[str]) -> str:
@@ -318,6 +342,7 @@ def build(owner: type, draft: Draft, prefix: str) -> Any:
         path, hint = f"{prefix}{f.name}", hints[f.name]
         if (entry := table_type(hint)) is not None:
             names = dict.fromkeys(p[len(path) + 1 :].split(".")[0] for p in draft.values if p.startswith(f"{path}."))
+            names = draft.entries.get(path, {}) | names
             entries = {name: build(entry, draft, f"{path}.{name}.") for name in names}
             if entries:
                 complete &= None not in entries.values()

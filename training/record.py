@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Config, to_dict
-from training.files import read_json, write_json
+from training.files import read_json, sync_file, write_json
 from training.world import World
 
 SCHEMA = 1
@@ -37,7 +37,7 @@ MAY_CHANGE = (
 )
 """Settings that a run may be continued with at another value: they don't change what is computed."""
 
-SECRET = re.compile(r"(?<![a-z])(tokens?|secret|password|passwd|api[-_]?key|credentials?)(?![a-z])", re.IGNORECASE)
+SECRET = re.compile(r"(?<![a-z])(token|secret|password|passwd|api[-_]?key|credentials?)(?![a-z])", re.IGNORECASE)
 
 
 def different_settings(run_dir: Path, config: Config) -> list[str]:
@@ -60,7 +60,9 @@ def directory_problem(run_dir: Path, config: Config) -> str | None:
     if lines := different_settings(run_dir, config):
         shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
         return f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}'
-    if not (run_dir / "run.json").exists() and run_dir.is_dir() and any(run_dir.glob("[!.]*")):
+    # A start that ended before its run.json has made logs/; so may another rank of this start by now.
+    foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT"}
+    if not (run_dir / "run.json").exists() and foreign:
         return f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory'
     return None
 
@@ -148,6 +150,7 @@ class RunRecord:
                 continue
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
+        sync_file(temporary)
         temporary.replace(path)
 
 

@@ -61,11 +61,27 @@ def detect_world(env: MutableMapping[str, str]) -> World:
         WorldError: when the variables contradict each other, as when srun starts MPI processes that don't find
             one another and each believes to be alone.
     """
+    try:
+        world = read_world(env)
+    except (KeyError, IndexError) as error:
+        raise WorldError(f"the launcher's variables are incomplete: {error}") from error
+    except ValueError as error:
+        raise error if isinstance(error, WorldError) else WorldError(f"a launcher's variable is wrong: {error}") from error
+    if not 0 <= world.rank < world.size:
+        raise WorldError(f"{world.launcher} says rank {world.rank} of {world.size} processes; ranks count from 0")
+    return world
+
+
+def read_world(env: MutableMapping[str, str]) -> World:
+    """What the variables say, not checked."""
     if "RANK" in env and "WORLD_SIZE" in env:
         return from_torch_variables(env)
-    if "OMPI_COMM_WORLD_SIZE" in env or "PMI_SIZE" in env:
+    is_srun = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env
+    # srun speaks PMI too (--mpi=pmi2, often the cluster's default), and then says the same in its own variables.
+    is_pmi_of_srun = is_srun and env.get("PMI_SIZE") == env.get("SLURM_STEP_NUM_TASKS")
+    if "OMPI_COMM_WORLD_SIZE" in env or ("PMI_SIZE" in env and not is_pmi_of_srun):
         return from_mpi(env)
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+    if is_srun:
         return from_slurm(env)
     return World(
         rank=0, size=1, local_rank=0, local_size=1,

@@ -1,0 +1,37 @@
+"""Checkpoints on real ranks: bit-identical at the same world size, equal batches and losses at another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.mark.parametrize("adapter", ["none", "monteclora"])
+def test_resume_at_any_world_size(adapter: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    overrides = ["--adapter.kind", adapter, "--run.dir", str(tmp_path / "run"), "--train.precision", "bf16"]
+    common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 12}
+    straight = run_ranks("tests.distributed.scenarios:save_then_continue", 2, first=6, **common)[0]
+    again = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)[0]
+    assert again["step"] == 6
+    assert again["after"] == straight["after"], "a resumed run must be the uninterrupted one, bit for bit"
+
+    (alone,) = run_ranks("tests.distributed.scenarios:resume_and_continue", 1, **common)
+    assert [line[3] for line in alone["after"]] == [line[3] for line in straight["after"]]
+    assert [line[0] for line in alone["after"]] == pytest.approx([line[0] for line in straight["after"]], abs=1e-2)
+
+
+def test_from_one_rank_to_two(tiny_recipe: Path, tmp_path: Path) -> None:
+    overrides = ["--adapter.kind", "lora", "--run.dir", str(tmp_path / "run")]
+    common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 26}
+    overrides += ["--train.steps", "30"]
+    (straight,) = run_ranks("tests.distributed.scenarios:save_then_continue", 1, first=6, **common)
+    both = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)
+    assert both[0] == both[1]
+    assert [line[3] for line in both[0]["after"]] == [line[3] for line in straight["after"]]
+    assert [line[0] for line in both[0]["after"]] == pytest.approx([line[0] for line in straight["after"]], abs=1e-5)

@@ -1,0 +1,75 @@
+"""The smallest files that a configuration can name, for tests that look at settings and load nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from training.config import Config
+from training.recipe import ConfigError, load_config
+
+RECIPE = """
+[run]
+dir = "out"
+
+[model]
+base = "base"
+
+[data]
+tokenizer = "tokenizer.model"
+seq_len = 64
+
+[data.sources.text]
+path = "train.jsonl"
+
+[train]
+steps = 20
+global_batch_rows = 12
+
+[optim]
+lr = 5e-3
+
+[eval.tasks.old_bits]
+kind = "bits_per_byte"
+domain = "old"
+path = "heldout.jsonl"
+"""
+
+
+def write_base(folder: Path, **shape: object) -> Path:
+    """A folder that looks like a Hugging Face LLaMA from outside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 256, **shape}))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def write_inputs(folder: Path) -> None:
+    """What RECIPE names, beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        (folder / name).write_text('{"id": "0", "text": "a"}\n')
+    (folder / "tokenizer.model").write_bytes(b"")
+    write_base(folder / "base")
+
+
+def write_recipe(folder: Path, text: str = RECIPE, more: str = "") -> Path:
+    """A recipe and what it names; return the recipe's path."""
+    write_inputs(folder)
+    path = folder / "recipe.toml"
+    path.write_text(text + more)
+    return path
+
+
+def problems_of(recipe: Path | None, *overrides: str, world_size: int | None = None) -> list[str]:
+    """All problems of a configuration; [] when it has none."""
+    try:
+        load_config(recipe, overrides, world_size=world_size)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def minimal_config(folder: Path, *overrides: str) -> Config:
+    """A checked configuration."""
+    return load_config(write_recipe(folder), overrides)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.config import DataConfig, SourceConfig
+from evals.config import EvalConfig, TaskConfig
+from monteclora.config import LoRAConfig, MonteCLoRAConfig
+from tests.unit.training.minimal import minimal_config, write_base
+from training.config import (
+    AdapterConfig,
+    ArchitectureConfig,
+    CheckpointConfig,
+    Config,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    base_shape,
+    to_dict,
+)
+
+AT_LEAST_1 = "must be at least 1"
+NOT_NEGATIVE = "must not be negative"
+TRAPEZOID = {"schedule": "trapezoid", "cooldown_steps": 1}
+
+WRONG: list[tuple[type, dict[str, Any], str, str]] = [
+    (RunConfig, {"seed": -1}, "seed", "must be between 0 and 4294967295"),
+    (RunConfig, {"seed": 2**32}, "seed", "must be between 0 and 4294967295"),
+    (ArchitectureConfig, {"hidden_size": 0}, "hidden_size", AT_LEAST_1),
+    (ArchitectureConfig, {"intermediate_size": 0}, "intermediate_size", AT_LEAST_1),
+    (ArchitectureConfig, {"num_layers": 0}, "num_layers", AT_LEAST_1),
+    (ArchitectureConfig, {"num_heads": 0}, "num_heads", AT_LEAST_1),
+    (ArchitectureConfig, {"num_kv_heads": 0}, "num_kv_heads", AT_LEAST_1),
+    (ArchitectureConfig, {"vocab_size": -5}, "vocab_size", AT_LEAST_1),
+    (ArchitectureConfig, {"max_positions": 0}, "max_positions", AT_LEAST_1),
+    (
+        ArchitectureConfig, {"num_heads": 5, "num_kv_heads": 5}, "num_heads",
+        "must divide hidden_size (192) into heads of an even width",
+    ),
+    (
+        ArchitectureConfig, {"num_heads": 64, "num_kv_heads": 64}, "num_heads",
+        "must divide hidden_size (192) into heads of an even width",
+    ),
+    (ArchitectureConfig, {"num_kv_heads": 4}, "num_kv_heads", "must divide num_heads (6)"),
+    (ArchitectureConfig, {"num_kv_heads": 12}, "num_kv_heads", "must divide num_heads (6)"),
+    (TrainConfig, {"steps": 0}, "steps", AT_LEAST_1),
+    (TrainConfig, {"global_batch_rows": 0}, "global_batch_rows", AT_LEAST_1),
+    (TrainConfig, {"micro_batch_rows": 0}, "micro_batch_rows", AT_LEAST_1),
+    (TrainConfig, {"log_every_steps": 0}, "log_every_steps", AT_LEAST_1),
+    (TrainConfig, {"max_skipped_steps": 0}, "max_skipped_steps", AT_LEAST_1),
+    (TrainConfig, {"gradient_clipping": -0.1}, "gradient_clipping", "must not be negative (0 switches clipping off)"),
+    (OptimConfig, {"lr": 0.0}, "lr", "must be greater than 0"),
+    (OptimConfig, {"beta1": 1.0}, "beta1", "must be in [0, 1)"),
+    (OptimConfig, {"beta2": -0.1}, "beta2", "must be in [0, 1)"),
+    (OptimConfig, {"eps": 0.0}, "eps", "must be greater than 0"),
+    (OptimConfig, {"weight_decay": -1.0}, "weight_decay", NOT_NEGATIVE),
+    (OptimConfig, {"warmup_steps": -1}, "warmup_steps", NOT_NEGATIVE),
+    (OptimConfig, {"cooldown_steps": -1}, "cooldown_steps", NOT_NEGATIVE),
+    (OptimConfig, {"final_lr_fraction": 1.1}, "final_lr_fraction", "must be in [0, 1]"),
+    (OptimConfig, {"final_lr_fraction": -0.1}, "final_lr_fraction", "must be in [0, 1]"),
+    (OptimConfig, {"schedule": "trapezoid"}, "cooldown_steps", "must be at least 1 with the trapezoid schedule"),
+    (
+        OptimConfig, {"schedule": "cosine", "cooldown_steps": 5}, "cooldown_steps",
+        "is used by the trapezoid schedule only, not by 'cosine'; remove it",
+    ),
+    (CheckpointConfig, {"every_steps": 0}, "every_steps", AT_LEAST_1),
+    (CheckpointConfig, {"keep": 0}, "keep", AT_LEAST_1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "values", "field", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_value_out_of_range_is_one_problem_with_its_field_and_rule(
+    kind: type, values: dict[str, Any], field: str, message: str
+) -> None:
+    assert list(kind(**values).problems()) == [(field, message)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(seed=0), RunConfig(seed=2**32 - 1),
+        ArchitectureConfig(), ArchitectureConfig(num_kv_heads=1), ArchitectureConfig(hidden_size=2, num_heads=1, num_kv_heads=1),
+        TrainConfig(), TrainConfig(steps=1, global_batch_rows=1, micro_batch_rows=1, gradient_clipping=0.0),
+        OptimConfig(), OptimConfig(beta1=0.0, beta2=0.0, final_lr_fraction=1.0), OptimConfig(**TRAPEZOID),
+        CheckpointConfig(), CheckpointConfig(every_steps=1, keep=1), ModelConfig(), AdapterConfig(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_defaults_and_values_at_the_edge_are_no_problem(config: Any) -> None:
+    assert list(config.problems()) == []
+
+
+def test_several_problems_of_a_section_are_all_found() -> None:
+    found = list(OptimConfig(lr=-1.0, beta1=2.0, beta2=2.0, eps=-1.0, warmup_steps=-1).problems())
+    assert [name for name, _ in found] == ["lr", "beta1", "beta2", "eps", "warmup_steps"]
+
+
+class TestBaseModel:
+    def test_the_architecture_is_checked_only_while_there_is_no_base(self, tmp_path: Path) -> None:
+        wrong = ArchitectureConfig(num_layers=0)
+        assert list(ModelConfig(architecture=wrong).problems()) == [("architecture.num_layers", AT_LEAST_1)]
+        assert list(ModelConfig(base=str(write_base(tmp_path / "m")), architecture=wrong).problems()) == []
+
+    def test_a_hub_name_is_taken_as_it_is(self) -> None:
+        assert list(ModelConfig(base="somebody/a-model").problems()) == []
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        assert list(ModelConfig(base=str(tmp_path / "none")).problems()) == [("base", "no such model folder")]
+
+    def test_the_demos_missing_base_names_the_command_that_trains_it(self, tmp_path: Path) -> None:
+        ((_, message),) = ModelConfig(base=str(tmp_path / "base" / "export")).problems()
+        assert message.startswith("no such model folder; ")
+        assert "python -m launch demo --until base" in message
+
+    def test_a_folder_without_a_configuration(self, tmp_path: Path) -> None:
+        ((field, message),) = ModelConfig(base=str(tmp_path)).problems()
+        assert (field, message) == ("base", "the folder has no config.json, so it is not a Hugging Face model")
+
+    def test_pickled_weights_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "pytorch_model.bin").write_bytes(b"")
+        ((field, message),) = ModelConfig(base=str(tmp_path)).problems()
+        assert field == "base"
+        assert message == "the folder has no *.safetensors; pickled weights are refused, convert them first"
+
+    @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"'])
+    def test_an_unreadable_shape_is_no_shape(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "config.json").write_text(text)
+        assert base_shape(str(tmp_path)) is None
+
+    def test_a_readable_shape(self, tmp_path: Path) -> None:
+        assert base_shape(str(write_base(tmp_path / "m", hidden_size=7)))["hidden_size"] == 7  # type: ignore[index]
+
+
+class TestAdapter:
+    def test_full_finetuning_has_no_adapter(self) -> None:
+        assert AdapterConfig(kind="none").build() is None
+
+    @pytest.mark.parametrize(("kind", "expected"), [("lora", LoRAConfig), ("monteclora", MonteCLoRAConfig)])
+    def test_the_adapters_own_config_gets_every_field(self, kind: Any, expected: type) -> None:
+        values = {
+            "rank": 3, "alpha": 5.5, "dropout": 0.25, "targets": ("up_proj",), "num_samples": 7, "noise_scale": 0.5,
+            "kl_weight": 0.125, "coop_weight": 2.0, "dirichlet_prior": 0.75, "estimator": "sampled", "analytic_kl": True,
+        }  # fmt: skip
+        # Were a field added to an adapter, this test must give it a value of its own.
+        assert values.keys() == {f.name for f in dataclasses.fields(MonteCLoRAConfig)}
+        defaults = MonteCLoRAConfig()
+        assert all(getattr(defaults, name) != value for name, value in values.items())
+        built = AdapterConfig(kind=kind, **values).build()  # type: ignore[arg-type]
+        assert type(built) is expected
+        assert dataclasses.asdict(built) == {f.name: values[f.name] for f in dataclasses.fields(expected)}
+
+    def test_the_adapters_rules_are_checked(self) -> None:
+        ((field, _),) = AdapterConfig(kind="lora", rank=0).problems()
+        assert field == "rank"
+
+
+class TestWholeConfig:
+    def problems(self, config: Config, world_size: int = 1, **sections: Any) -> list[tuple[str, str]]:
+        return list(dataclasses.replace(config, **sections).problems(world_size))
+
+    def test_every_section_is_checked_under_its_name(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        found = self.problems(
+            config,
+            run=RunConfig(seed=-1),
+            model=ModelConfig(base=str(tmp_path / "none")),
+            adapter=AdapterConfig(rank=0),
+            data=DataConfig(
+                sources={"text": SourceConfig(path=tmp_path / "train.jsonl", weight=-1.0)},
+                tokenizer=tmp_path / "tokenizer.model",
+            ),
+            train=TrainConfig(steps=0),
+            optim=OptimConfig(lr=0.0),
+            checkpoint=CheckpointConfig(keep=0),
+            eval=EvalConfig(batch_rows=0),
+        )
+        assert {name for name, _ in found} == {
+            "run.seed", "model.base", "adapter.rank", "data.sources.text.weight", "train.steps", "optim.lr",
+            "checkpoint.keep", "eval.batch_rows",
+        }  # fmt: skip
+
+    def test_warmup_and_cooldown_must_fit_into_the_run(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        optim = OptimConfig(schedule="trapezoid", warmup_steps=15, cooldown_steps=6)
+        assert self.problems(config, optim=optim) == [
+            ("optim.warmup_steps", "with optim.cooldown_steps exceeds train.steps: 15 + 6 > 20")
+        ]
+        assert self.problems(config, optim=dataclasses.replace(optim, cooldown_steps=5)) == []
+
+    def test_an_adapter_needs_a_base(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path, "--model.base", "none")
+        assert self.problems(config, adapter=AdapterConfig(kind="lora")) == [
+            ("model.base", "must be set when adapter.kind is 'lora': adapters need a pretrained base")
+        ]
+
+    def test_rows_must_not_be_longer_than_the_bases_positions(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        data = dataclasses.replace(config.data, seq_len=257)
+        assert self.problems(config, data=data) == [
+            ("data.seq_len", "is longer than the 256 positions the model is made for")
+        ]
+        assert self.problems(config, data=dataclasses.replace(data, seq_len=256)) == []
+
+    def test_rows_must_not_be_longer_than_the_architectures_positions(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path, "--model.base", "none")
+        model = ModelConfig(architecture=ArchitectureConfig(max_positions=63))
+        assert self.problems(config, model=model) == [
+            ("data.seq_len", "is longer than the 63 positions the model is made for")
+        ]
+
+    def test_positions_of_a_hub_name_are_not_known(self, tmp_path: Path) -> None:
+        config = dataclasses.replace(minimal_config(tmp_path), model=ModelConfig(base="somebody/a-model"))
+        assert config.max_positions() is None
+        assert self.problems(config) == []
+
+    def test_a_task_must_fit_into_a_row(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        task = TaskConfig(
+            kind="continuation_choice", domain="old", path=tmp_path / "heldout.jsonl",
+            context_tokens=60, continuation_tokens=5,
+        )  # fmt: skip
+        ((name, _),) = self.problems(config, eval=EvalConfig(tasks={"choice": task}))
+        assert name == "eval.tasks.choice.context_tokens"
+
+    def test_the_world_size_must_divide_the_batch(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)  # 12 rows
+        assert self.problems(config, world_size=5) == [
+            (
+                "train.global_batch_rows",
+                "must be divisible by the world size, which is 5; "
+                "use a world size such as 2, 3, 4, 6, or change the batch",
+            )
+        ]
+
+    @given(rows=st.integers(1, 2000), world=st.integers(1, 300), micro=st.integers(1, 16))
+    def test_batches_are_refused_exactly_when_rows_do_not_split_evenly(self, rows: int, world: int, micro: int) -> None:
+        config = Config(
+            data=DataConfig(sources={}, tokenizer=Path("x")),
+            train=TrainConfig(global_batch_rows=rows, micro_batch_rows=micro),
+        )
+        found = dict(config._batch_problems(world))
+        assert (not found) == (rows % (world * micro) == 0)
+        if rows % world:
+            message = found["train.global_batch_rows"]
+            near = message.split("such as ")[1].split(", or")[0].split(", ")
+            assert near
+            assert all(rows % int(size) == 0 for size in near)
+        elif found:
+            assert found == {
+                "train.micro_batch_rows": f"must divide the {rows // world} rows that each of {world} ranks has per step"
+            }
+
+    def test_as_plain_values_it_survives_json(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        plain = to_dict(config)
+        assert json.loads(json.dumps(plain)) == plain
+        assert plain["data"]["sources"]["text"]["path"] == str(tmp_path / "train.jsonl")
+        assert plain["adapter"]["targets"] == list(config.adapter.targets)
+        assert plain["model"]["architecture"]["tie_embeddings"] is True
+        assert plain["eval"]["tasks"]["old_bits"]["kind"] == "bits_per_byte"
+
+
+def config_classes(owner: type = Config) -> list[type]:
+    """Every configuration class reachable from the whole."""
+    found = [owner]
+    for hint in get_type_hints(owner).values():
+        inner = get_args(hint)[1] if get_origin(hint) is dict else hint
+        if dataclasses.is_dataclass(inner):
+            found += config_classes(inner)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
+def test_every_setting_has_a_docstring_which_becomes_its_help(kind: type) -> None:
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            is_docstring = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            assert is_docstring, f"{kind.__name__}.{ast.unparse(node.target)} has no docstring"
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
+def test_configuration_classes_are_frozen_and_keyword_only(kind: type) -> None:
+    parameters = kind.__dataclass_params__  # type: ignore[attr-defined]
+    assert parameters.frozen
+    assert all(f.kw_only for f in dataclasses.fields(kind))
