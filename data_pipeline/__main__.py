@@ -45,8 +45,10 @@ def demo(
             out, vocab_size=vocab_size, max_files=max_files, force=force, progress=reporter.report
         )
     files = description["files"]
-    table = Table(title=f"{out}: {files['used']} of {files['found']} source files, "
-                        f"Python {description['settings']['python']}, {description['tokenizer']['vocab_size']} pieces")
+    table = Table(
+        title=f"{out}: {files['used']} of {files['found']} source files, "
+        f"Python {description['settings']['python']}, {description['tokenizer']['vocab_size']} pieces"
+    )
     for heading in ("domain", "part"):
         table.add_column(heading)
     for heading in ("documents", "bytes", "tokens", "tokens/byte"):
@@ -54,8 +56,14 @@ def demo(
     for domain in DOMAINS:
         for part in SPLITS:
             counts = description["domains"][domain][part]
-            table.add_row(domain, part, f"{counts['documents']:,}", f"{counts['bytes']:,}", f"{counts['tokens']:,}",
-                          f"{counts['tokens_per_byte']:.3f}")
+            table.add_row(
+                domain,
+                part,
+                f"{counts['documents']:,}",
+                f"{counts['bytes']:,}",
+                f"{counts['tokens']:,}",
+                f"{counts['tokens_per_byte']:.3f}",
+            )
     _print_table(table)
     return 0
 
@@ -88,8 +96,10 @@ def verify(paths: tyro.conf.Positional[tuple[Path, ...]], text_field: str = "tex
         shard, kept = scan_shard(path), kept_index(path)
         if kept is not None and kept.sha256 != shard.sha256:
             damaged += 1
-            print(f"{path}: the content changed behind the index's back, size and time being the same; "
-                  f"remove {path.parent / '.index'} and index again")
+            print(
+                f"{path}: the content changed behind the index's back, size and time being the same; "
+                f"remove {path.parent / '.index'} and index again"
+            )
         errors = 0
         for error in damaged_documents(shard, text_field):
             errors += 1
@@ -130,9 +140,15 @@ def stats(source: tuple[str, ...], tokenizer: Path, text_field: str = "text") ->
                 lengths[number] = len(encode(text))
                 reporter.report(f"encoding {name}", number + 1, documents.num_documents)
             quantiles = np.quantile(lengths, (0.05, 0.5, 0.95, 1.0), method="nearest")
-            table.add_row(name, f"{len(lengths):,}", f"{int((lengths == 0).sum()):,}", f"{size:,}",
-                          f"{int(lengths.sum()):,}", f"{lengths.sum() / max(size, 1):.3f}",
-                          *(f"{int(length):,}" for length in quantiles))
+            table.add_row(
+                name,
+                f"{len(lengths):,}",
+                f"{int((lengths == 0).sum()):,}",
+                f"{size:,}",
+                f"{int(lengths.sum()):,}",
+                f"{lengths.sum() / max(size, 1):.3f}",
+                *(f"{int(length):,}" for length in quantiles),
+            )
     _print_table(table)
     return 0
 

@@ -35,8 +35,13 @@ class SourceConfig:
             if not shard_paths(self.path):
                 yield "path", f"the folder {self.path} holds no .jsonl file; name one that does ({_HOW_TO_GET_DEMO})"
         elif self.path.suffix != ".jsonl":
-            yield "path", (f"{self.path} is no .jsonl file; documents are read at random, so write them as plain JSON "
-                           "lines (decompress a .jsonl.gz or .jsonl.zst) in a file named *.jsonl")
+            yield (
+                "path",
+                (
+                    f"{self.path} is no .jsonl file; documents are read at random, so write them as plain JSON "
+                    "lines (decompress a .jsonl.gz or .jsonl.zst) in a file named *.jsonl"
+                ),
+            )
         if not (math.isfinite(self.weight) and self.weight > 0):
             yield "weight", f"{self.weight} is not above 0; leave a source out instead of giving it no weight"
         if not self.text_field:

@@ -1,7 +1,7 @@
 """The demo corpus: two text domains made from the Python installation that runs this.
 
 *prose* is the old domain (the language reference that `help()` shows, and the docstrings of the standard library);
-*code* is the new one (the sources of the same files, without docstrings and comments). About 6 % of the files are held
+*code* is the new one (the sources of the same files, without docstrings and comments). About a tenth of the files are held
 out, the same files in both domains. Two builds with one Python give the same bytes.
 """
 
@@ -127,8 +127,12 @@ def _refuse_bad_settings(out: Path, settings: Settings) -> None:
 
 def _build(folder: Path, settings: Settings, progress: Progress) -> dict[str, Any]:
     documents, files = _read_documents(settings.max_files, progress)
-    split = _split({domain: [document for document in documents[domain] if len(document.text) >= MIN_CHARACTERS]
-                    for domain in DOMAINS})
+    split = _split(
+        {
+            domain: [document for document in documents[domain] if len(document.text) >= MIN_CHARACTERS]
+            for domain in DOMAINS
+        }
+    )
     for domain in DOMAINS:
         (folder / domain).mkdir()
         for part in SPLITS:
@@ -144,8 +148,9 @@ def _build(folder: Path, settings: Settings, progress: Progress) -> dict[str, An
         "settings": asdict(settings),
         "files": files,
         "tokenizer": {"vocab_size": tokenizer.vocab_size},
-        "domains": {domain: {part: _counts(split[domain, part], tokens[domain, part]) for part in SPLITS}
-                    for domain in DOMAINS},
+        "domains": {
+            domain: {part: _counts(split[domain, part], tokens[domain, part]) for part in SPLITS} for domain in DOMAINS
+        },
     }
     text = json.dumps(description, indent=2) + "\n"
     write_atomically(folder / "corpus.json", lambda file: file.write(text.encode()))
@@ -240,9 +245,11 @@ def _split(documents: dict[str, list[Document]]) -> dict[tuple[str, str], list[D
     # The first one is held out even if a small sample has none below the share.
     heldout = {in_both[0]} | {name for name in ids[0] | ids[1] if _heldout_position(name) < HELDOUT_SHARE}
     heldout.discard(in_both[-1])
-    split = {(domain, part): [document for document in documents[domain]
-                              if (document.id in heldout) == (part == "heldout")]
-             for domain in DOMAINS for part in SPLITS}
+    split = {
+        (domain, part): [document for document in documents[domain] if (document.id in heldout) == (part == "heldout")]
+        for domain in DOMAINS
+        for part in SPLITS
+    }
     split["prose", "train"] = list(_without_paragraphs_of(split["prose", "heldout"], split["prose", "train"]))
     return split
 
@@ -275,8 +282,12 @@ def _write_jsonl(path: Path, documents: Iterable[Document]) -> None:
 
 def _counts(documents: list[Document], tokens: int) -> dict[str, Any]:
     size = sum(len(document.text.encode()) for document in documents)
-    return {"documents": len(documents), "bytes": size, "tokens": tokens,
-            "tokens_per_byte": round(tokens / max(size, 1), 4)}
+    return {
+        "documents": len(documents),
+        "bytes": size,
+        "tokens": tokens,
+        "tokens_per_byte": round(tokens / max(size, 1), 4),
+    }
 
 
 def _swap(building: Path, out: Path) -> None:

@@ -15,8 +15,14 @@ from data_pipeline.config import TOKENIZER_FILES
 from data_pipeline.errors import PipelineError
 from data_pipeline.files import sha256_of
 
-_COMPANIONS = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-               "added_tokens.json", "chat_template.jinja")
+_COMPANIONS = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 _USUAL_NAMES = {"bos": ("<s>", "<|begin_of_text|>"), "eos": ("</s>", "<|end_of_text|>")}
 
 
@@ -73,10 +79,14 @@ def special_ids(tokenizer: Tokenizer, path: Path, *, bos: bool, eos: bool) -> tu
     """
     for name, wanted, token in (("bos", bos, tokenizer.bos_id), ("eos", eos, tokenizer.eos_id)):
         if wanted and token is None:
-            raise TokenizerError(f"{name} = true, but the tokenizer {path} has no {name} token; "
-                                 f"set {name} = false, or name it in tokenizer_config.json beside tokenizer.json")
-    return ([tokenizer.bos_id] if bos and tokenizer.bos_id is not None else [],
-            [tokenizer.eos_id] if eos and tokenizer.eos_id is not None else [])
+            raise TokenizerError(
+                f"{name} = true, but the tokenizer {path} has no {name} token; "
+                f"set {name} = false, or name it in tokenizer_config.json beside tokenizer.json"
+            )
+    return (
+        [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else [],
+        [tokenizer.eos_id] if eos and tokenizer.eos_id is not None else [],
+    )
 
 
 class SentencePieceTokenizer:
@@ -146,8 +156,9 @@ def _tokenizer_file(path: Path) -> Path:
     for name in TOKENIZER_FILES:
         if (path / name).is_file():
             return path / name
-    raise TokenizerError(f"there is no tokenizer at {path}: name a {' or a '.join(TOKENIZER_FILES)}, "
-                         "or a folder with one of them")
+    raise TokenizerError(
+        f"there is no tokenizer at {path}: name a {' or a '.join(TOKENIZER_FILES)}, or a folder with one of them"
+    )
 
 
 def _files(file: Path) -> list[Path]:

@@ -116,8 +116,14 @@ def _write_index(shard: Shard, stat: os.stat_result) -> None:
     """Keep the index; the offsets first, under a name of their content, so that racing writers agree."""
     description = _description_path(shard.path)
     offsets = description.with_name(f"{shard.path.name}.{shard.sha256[:16]}.npy")
-    kept: dict[str, Any] = {"schema": SCHEMA, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
-                            "documents": shard.num_documents, "sha256": shard.sha256, "offsets": offsets.name}
+    kept: dict[str, Any] = {
+        "schema": SCHEMA,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "documents": shard.num_documents,
+        "sha256": shard.sha256,
+        "offsets": offsets.name,
+    }
     try:
         description.parent.mkdir(exist_ok=True)
         write_atomically(offsets, lambda file: np.save(file, shard.offsets))
@@ -141,8 +147,10 @@ class Source:
         self._first = np.cumsum([0, *(shard.num_documents for shard in self.shards)])
         self._files = _OpenFiles()
         if not self.num_documents:
-            raise DataError(f"the source {name} at {config.path} holds no documents; "
-                            "give it .jsonl files with one JSON object per line, or leave it out")
+            raise DataError(
+                f"the source {name} at {config.path} holds no documents; "
+                "give it .jsonl files with one JSON object per line, or leave it out"
+            )
 
     @property
     def num_documents(self) -> int:

@@ -53,8 +53,9 @@ def strip_prose(source: str) -> str:
     # Comments first: cutting the end of a line moves no docstring.
     emptied = _remove_comments(lines, tokens)
     emptied |= _remove_docstrings(lines, parse(source))
-    inside_strings = {row - 1 for token in tokens for row in range(token.start[0] + 1, token.end[0] + 1)
-                      if token.type in _LITERALS}
+    inside_strings = {
+        row - 1 for token in tokens for row in range(token.start[0] + 1, token.end[0] + 1) if token.type in _LITERALS
+    }
     stripped = _join(lines, drop=emptied, keep=inside_strings - emptied)
     if ast.dump(parse(stripped)) != ast.dump(without_docstrings(parse(source))):
         raise ValueError("removing docstrings and comments would change the program")
@@ -74,8 +75,11 @@ def literal_share(source: str) -> float:
 def _remove_docstrings(lines: list[str], tree: ast.Module) -> set[int]:
     """Cut the docstrings out of `lines` in place; returns the rows left with nothing, counted from 0."""
     emptied: set[int] = set()
-    found = [node for node in ast.walk(tree)
-             if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None]
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None
+    ]
     # From the last to the first, so that a cut never moves the columns of one still to come.
     for node in sorted(found, key=lambda node: (node.body[0].lineno, node.body[0].col_offset), reverse=True):
         statement = node.body[0]
@@ -84,7 +88,7 @@ def _remove_docstrings(lines: list[str], tree: ast.Module) -> set[int]:
         after = _byte_slice(lines[last], statement.end_col_offset, None)
         alone = len(node.body) == 1 and not isinstance(node, ast.Module)
         lines[first] = before + ("pass" + after if alone else re.sub(r"^\s*;\s*", "", after))
-        lines[first + 1:last + 1] = [""] * (last - first)
+        lines[first + 1 : last + 1] = [""] * (last - first)
         emptied.update(range(first + 1, last + 1))
         if not lines[first].strip():
             emptied.add(first)

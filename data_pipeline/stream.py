@@ -167,13 +167,20 @@ class TokenStream:
         _refuse_differences(state["fingerprint"], self.fingerprint)
         missing = [lane for lane in self._lanes if str(lane) not in state["lanes"]]
         if missing:
-            raise StreamStateError(f"the saved stream state lacks {len(missing)} lanes of this process, the first is "
-                                   f"{missing[0]}; join the states of all ranks with merge_states")
+            raise StreamStateError(
+                f"the saved stream state lacks {len(missing)} lanes of this process, the first is "
+                f"{missing[0]}; join the states of all ranks with merge_states"
+            )
         for lane in self._lanes:
             saved = state["lanes"][str(lane)]
             source, number, offset = saved["current"]
             self._lanes[lane] = _Lane(
-                list(saved["documents"]), list(saved["tokens"]), saved["rows"], source, number, offset,
+                list(saved["documents"]),
+                list(saved["tokens"]),
+                saved["rows"],
+                source,
+                number,
+                offset,
                 ids=None if any(saved["documents"]) else np.empty(0, np.int64),
             )
 
@@ -229,13 +236,20 @@ def merge_states(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _refuse_other_schema(state: dict[str, Any]) -> None:
     if state.get("schema") != SCHEMA:
-        raise StreamStateError(f"the stream state has schema {state.get('schema')!r}, and this version reads {SCHEMA}; "
-                               "resume with the version that wrote it")
+        raise StreamStateError(
+            f"the stream state has schema {state.get('schema')!r}, and this version reads {SCHEMA}; "
+            "resume with the version that wrote it"
+        )
 
 
 def _refuse_differences(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    changed = [f"{part}: saved {saved.get(part)!r}, now {current.get(part)!r}"
-               for part in {**saved, **current} if saved.get(part) != current.get(part)]
+    changed = [
+        f"{part}: saved {saved.get(part)!r}, now {current.get(part)!r}"
+        for part in {**saved, **current}
+        if saved.get(part) != current.get(part)
+    ]
     if changed:
-        raise StreamStateError("the saved stream state belongs to other data or settings, which would give other rows; "
-                               "put back what changed, or start a new run. " + "; ".join(changed))
+        raise StreamStateError(
+            "the saved stream state belongs to other data or settings, which would give other rows; "
+            "put back what changed, or start a new run. " + "; ".join(changed)
+        )

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from monteclora.config import count_adapter_parameters, is_target
-from training.config import Config, base_shape
+from training.config import Config, Kind, base_shape
 
 BYTES_PER_WEIGHT = {"bf16": 2, "fp32": 4}
 STATE_BYTES = 16
@@ -54,7 +54,7 @@ class Shape:
 class Plan:
     """What one way of training costs."""
 
-    kind: str
+    kind: Kind
     total_parameters: int
     trainable_parameters: int
     state_bytes_per_rank: float
@@ -99,7 +99,7 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
     )  # fmt: skip
 
 
-def make_plan(config: Config, shape: Shape, ranks: int, kind: str) -> Plan:
+def make_plan(config: Config, shape: Shape, ranks: int, kind: Kind) -> Plan:
     """The cost of training with `adapter.kind = kind` on `ranks` ranks."""
     chosen = dataclasses.replace(config.adapter, kind=kind).build()
     base = shape.num_parameters()

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from monteclora.config import LoRAConfig, MonteCLoRAConfig, count_adapter_parameters, is_target, matches
+from monteclora.errors import AdapterError
 from monteclora.lora import LoRALinear
 from monteclora.monteclora import MonteCLoRALinear
 from monteclora.penalty import PenaltyWeight, variational_penalty
-
-
-class AdapterError(ValueError):
-    """An adapter cannot be put on this model, or read from this directory, as asked."""
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from monteclora.adapter import Adapter, AdapterError, linear_names, replace_module, wrap_linears
+from monteclora.adapter import Adapter, linear_names, replace_module, wrap_linears
 from monteclora.config import LoRAConfig, MonteCLoRAConfig, is_target
+from monteclora.errors import AdapterError
 from monteclora.lora import LoRALinear
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -7,7 +7,18 @@ import importlib.util
 import json
 from pathlib import Path
 
-MODULES = ("argparse", "configparser", "csv", "difflib", "inspect", "json.decoder", "shlex", "textwrap", "tarfile", "string")
+MODULES = (
+    "argparse",
+    "configparser",
+    "csv",
+    "difflib",
+    "inspect",
+    "json.decoder",
+    "shlex",
+    "textwrap",
+    "tarfile",
+    "string",
+)
 
 
 def documents() -> list[str]:

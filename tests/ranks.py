@@ -61,7 +61,12 @@ def run_ranks(function: str, world_size: int, *, timeout: float = 240, **argumen
             with output.open("wb") as file:
                 processes.append(
                     subprocess.Popen(
-                        [*command, str(timeout - 10)], env=env, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+                        [*command, str(timeout - 10)],
+                        env=env,
+                        cwd=ROOT,
+                        stdout=file,
+                        stderr=file,
+                        start_new_session=True,
                     )
                 )
         problem = wait_for(processes, timeout)

@@ -21,14 +21,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from training.errors import CheckpointError
 from training.files import read_json, sha256, sync_file, sync_folder, write_json
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used; says which file and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,9 @@ def finish(root: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:
     folder.rename(final)
     sync_folder(root)
     # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
-    earlier = sorted((int(path.name) for path in root.iterdir() if path.name.isdigit() and int(path.name) < step), reverse=True)
+    earlier = sorted(
+        (int(path.name) for path in root.iterdir() if path.name.isdigit() and int(path.name) < step), reverse=True
+    )
     for old in earlier[keep - 1 :]:
         shutil.rmtree(root / str(old), ignore_errors=True)
     return final
@@ -133,9 +132,7 @@ def read_state(
             f"for example {different[0]}: {saved.get(different[0])} there, {shapes.get(different[0])} here"
         )
     saved_world = int(checkpoint.manifest["world_size"])
-    files = {
-        k: safe_open(checkpoint.path / shard_name(k, saved_world), framework="pt") for k in range(saved_world)
-    }
+    files = {k: safe_open(checkpoint.path / shard_name(k, saved_world), framework="pt") for k in range(saved_world)}
     state: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         for suffix in names:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.config import DataConfig, SourceConfig
+from evals.config import EvalConfig, TaskConfig
 from training.config import Config
 from training.ds_json import read_ds_config
 from training.files import read_json
@@ -62,9 +64,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     try:
         if known.recipe is None:
             raise ConfigError(problems)
-        config = load_config(
-            known.recipe, overrides, world_size=world.size if world else None, more_problems=problems
-        )
+        config = load_config(known.recipe, overrides, world_size=world.size if world else None, more_problems=problems)
         if directory := directory_problem(config.run.dir, config):
             raise ConfigError([directory])
     except ConfigError as error:
@@ -83,11 +83,23 @@ def print_help(recipe: Path | None) -> None:
     """Every setting with its docstring and default (the recipe's value when one is given)."""
     import tyro
 
-    defaults: Any = tyro.MISSING_NONPROP
+    # Named tables need an entry to show, and what has no default is shown as required.
+    source = SourceConfig(path=tyro.MISSING)
+    task = TaskConfig(kind=tyro.MISSING, path=tyro.MISSING, domain=tyro.MISSING)
+    defaults = Config(
+        data=DataConfig(sources={"NAME": source}, tokenizer=tyro.MISSING), eval=EvalConfig(tasks={"NAME": task})
+    )
     if recipe is not None:
         try:
             defaults = load_config(recipe)
         except ConfigError as error:
             print(f"{error}\n", file=sys.stderr)
-    usage = "deepspeed training/main.py --ds_config JSON --recipe TOML [--section.setting value ...]"
-    tyro.cli(Config, args=["--help"], default=defaults, prog="training/main.py", description=usage)
+    usage = (
+        "deepspeed training/main.py --ds_config JSON --recipe TOML [--section.setting value ...]\n\n"
+        "Items of a list are separated by commas: a,b. The value none unsets what may be None."
+    )
+    tyro.cli(
+        Config, args=["--help"], default=defaults, prog="training/main.py", description=usage,
+        # Truth values are written out, as read_overrides reads them.
+        config=(tyro.conf.FlagConversionOff,),
+    )  # fmt: skip

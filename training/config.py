@@ -17,6 +17,8 @@ from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 
+Kind = Literal["none", "lora", "monteclora"]
+
 Problem = tuple[str, str]
 """A dotted field name and what is wrong with its value."""
 
@@ -115,7 +117,7 @@ class AdapterConfig(MonteCLoRAConfig):
     `monteclora` all of them, `none` (full finetuning) only `kind`.
     """
 
-    kind: Literal["none", "lora", "monteclora"] = "none"
+    kind: Kind = "none"
     """none = full finetuning, lora = low-rank adapters, monteclora = Bayesian low-rank adapters."""
 
     def build(self) -> LoRAConfig | MonteCLoRAConfig | None:
@@ -265,14 +267,20 @@ class Config:
             yield from nested(section.name, getattr(self, section.name))
         yield from self._batch_problems(world_size)
         if self.optim.warmup_steps + self.optim.cooldown_steps > self.train.steps >= 1:
-            yield "optim.warmup_steps", (
-                f"with optim.cooldown_steps exceeds train.steps: {self.optim.warmup_steps} + "
-                f"{self.optim.cooldown_steps} > {self.train.steps}"
+            yield (
+                "optim.warmup_steps",
+                (
+                    f"with optim.cooldown_steps exceeds train.steps: {self.optim.warmup_steps} + "
+                    f"{self.optim.cooldown_steps} > {self.train.steps}"
+                ),
             )
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
             yield f"eval.{name}", message
         if self.adapter.kind != "none" and self.model.base is None:
-            yield "model.base", f"must be set when adapter.kind is {self.adapter.kind!r}: adapters need a pretrained base"
+            yield (
+                "model.base",
+                f"must be set when adapter.kind is {self.adapter.kind!r}: adapters need a pretrained base",
+            )
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
@@ -285,13 +293,17 @@ class Config:
         if rows % world_size:
             fitting = [n for n in range(1, min(rows, 1024) + 1) if rows % n == 0]
             near = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:4])
-            yield "train.global_batch_rows", (
-                f"must be divisible by the world size, which is {world_size}; "
-                f"use a world size such as {', '.join(map(str, near))}, or change the batch"
+            yield (
+                "train.global_batch_rows",
+                (
+                    f"must be divisible by the world size, which is {world_size}; "
+                    f"use a world size such as {', '.join(map(str, near))}, or change the batch"
+                ),
             )
         elif (rows // world_size) % micro:
-            yield "train.micro_batch_rows", (
-                f"must divide the {rows // world_size} rows that each of {world_size} ranks has per step"
+            yield (
+                "train.micro_batch_rows",
+                (f"must divide the {rows // world_size} rows that each of {world_size} ranks has per step"),
             )
 
     def _tokenizer_problems(self) -> Iterator[Problem]:
@@ -305,6 +317,13 @@ class Config:
                 if file.read_bytes() != theirs.read_bytes():
                     yield "data.tokenizer", f"is another tokenizer than the base was trained with: {theirs} differs"
                 return
+
+    def vocab_size(self) -> int | None:
+        """Number of token ids the model knows, or None when that can't be known before loading (a hub name)."""
+        if self.model.base is None:
+            return self.model.architecture.vocab_size
+        shape = base_shape(self.model.base)
+        return shape.get("vocab_size") if shape else None
 
     def max_positions(self) -> int | None:
         """Longest sequence the model is made for, or None when that can't be known before loading (a hub name)."""

@@ -95,7 +95,7 @@ def problems(content: dict[str, Any], text: str) -> Iterator[str]:
             close = difflib.get_close_matches(key, KNOWN, 1)
             yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
         elif value == "auto":
-            yield f"{key!r} is \"auto\" at {line}: DeepSpeed would ignore it; give a value or delete the line"
+            yield f'{key!r} is "auto" at {line}: DeepSpeed would ignore it; give a value or delete the line'
     stage = flat.get("zero_optimization.stage")
     if stage != 3:
         yield f"'zero_optimization.stage' must be 3, not {json.dumps(stage)}: the engine is built on ZeRO-3"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,8 +20,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import nn
 
 from monteclora import Adapter
@@ -65,18 +70,44 @@ class StepResult:
     """False when a non-finite gradient made all ranks skip the update."""
 
 
-def init_distributed(world: World) -> torch.device:
-    """Join the process group and return this rank's device: a GPU when there are any, else the CPU."""
+def init_distributed(world: World, say: Callable[[str], None] = print) -> torch.device:
+    """Join the process group and return this rank's device: a GPU when there are any, else the CPU.
+
+    `say` gets a line when that takes long, which it does once per machine.
+    """
     world.export(os.environ)
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(world.local_rank)
     minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
     dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(minutes=minutes))
-    # It prints that it has built its CPU extension; the first time on a machine that takes about a minute.
+    patience = threading.Timer(8, say, ["DeepSpeed compiles its CPU extension, once per machine: about a minute"])
+    patience.daemon = True
+    patience.start()
+    # It prints that it has built the extension, on every rank and every time.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(verbose=False)
+    patience.cancel()
     return torch.device("cuda", world.local_rank) if has_gpu else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def rank_0_first(world: World) -> Iterator[None]:
+    """The other ranks enter the block when rank 0 has left it (a collective)."""
+    if world.rank != 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if world.rank == 0:
+            dist.barrier()
+
+
+def from_rank_0(compute: Callable[[], Any], world: World) -> Any:
+    """What `compute` returns on rank 0, on all ranks (a collective)."""
+    values = [compute() if world.rank == 0 else None]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def complete_ds_config(ds_config: dict[str, Any], config: Config, world: World) -> dict[str, Any]:
@@ -108,7 +139,8 @@ class Engine:
         self.world = world
         self.adapter = adapter
         self.num_parameters = count_parameters(model)
-        self.names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Typed as Any: ZeRO-3 adds ds_shape, ds_tensor and more to parameters.
+        self.names: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             parameter_groups(self.names, config),
             lr=config.optim.lr,

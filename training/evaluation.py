@@ -11,10 +11,31 @@ from evals import evaluate, write_result
 from training.config import Config
 from training.engine import Engine
 from training.progress import Display
+from training.recipe import ConfigError
 from training.stopping import StopRequest
 
 if TYPE_CHECKING:
     from training.loop import Progress
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: Config) -> None:
+    """Refuse a tokenizer that doesn't fit the model or the tasks.
+
+    Raises:
+        ConfigError: naming every setting it contradicts.
+    """
+    problems = []
+    vocab = config.vocab_size()
+    if vocab is not None and tokenizer.vocab_size > vocab:
+        problems.append(
+            f'data.tokenizer = "{config.data.tokenizer}": has {tokenizer.vocab_size} ids, the model knows only {vocab}'
+        )
+    if config.eval.tasks and tokenizer.bos_id is None:
+        problems.append(
+            f'data.tokenizer = "{config.data.tokenizer}": has no BOS token, which the tasks of [eval] start with'
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 class Evaluation:
@@ -36,11 +57,12 @@ class Evaluation:
         is_done = self._engine.any_rank(self._engine.world.rank == 0 and self.path(progress.step).exists())
         if not tasks or is_done:
             return True
+        assert self._tokenizer.bos_id is not None, "check_tokenizer has seen to it"
         began = time.perf_counter()
         results = evaluate(
             self._engine.deepspeed,
             encode=self._tokenizer.encode,
-            bos_id=self._tokenizer.bos_id if self._config.data.bos else None,
+            bos_id=self._tokenizer.bos_id,
             tasks=tasks,
             seq_len=self._config.data.seq_len,
             batch_rows=self._config.eval.batch_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,8 @@ def export(engine: Engine, tokenizer: Tokenizer, config: Config) -> Path:
         folder.mkdir(parents=True)
         if engine.adapter is None:
             # A copy, because save_pretrained removes entries.
-            engine.model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size="5GB")
+            model: Any = engine.model
+            model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size="5GB")
         else:
             save_peft(engine.adapter, folder, base_model_name=config.model.base or "", tensors=tensors)
         for path in tokenizer.files:

@@ -15,8 +15,17 @@ if not __package__:
 
 import os
 
-from training.command_line import EXIT_DONE, EXIT_PREEMPTED, Command, parse_command_line
+from data_pipeline.errors import PipelineError
+from evals.errors import EvalError
+from monteclora.errors import AdapterError
+from training.command_line import EXIT_DONE, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION, Command, parse_command_line
+from training.errors import CheckpointError
+from training.recipe import ConfigError
+from training.stopping import StopRequest
 from training.world import World, limit_threads
+
+USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError)
+"""What a user can put right; everything else keeps its traceback."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(command, int):
         return command
     limit_threads(command.world, os.environ)
-    return run(command, command.world)
+    stop = StopRequest(command.config.run.dir)
+    stop.listen()
+    try:
+        return run(command, command.world, stop)
+    except USER_ERRORS as error:
+        if command.world.rank == 0:
+            print(f"\n{error}\n", file=sys.stderr, flush=True)
+        return EXIT_WRONG_CONFIGURATION
 
 
-def run(command: Command, world: World) -> int:
+def run(command: Command, world: World, stop: StopRequest) -> int:
     """One run, from its record to its export."""
     # Imported here: a wrong configuration is answered before torch and DeepSpeed are loaded.
     from training.quiet import quiet_libraries
@@ -36,31 +52,29 @@ def run(command: Command, world: World) -> int:
     quiet_libraries()
     from data_pipeline import TokenStream, load_tokenizer
     from monteclora import attach_adapter
-    from training.engine import Engine, complete_ds_config, init_distributed
-    from training.evaluation import Evaluation
+    from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed, rank_0_first
+    from training.evaluation import Evaluation, check_tokenizer
     from training.export import export
     from training.loop import Progress, train
     from training.model import base_fingerprint, build_model, count_parameters
     from training.progress import Display
     from training.record import RunRecord, open_log
     from training.saving import Saver
-    from training.stopping import StopRequest
 
     config = command.config
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    check_tokenizer(tokenizer, config)
     log = open_log(config.run.dir, world.rank)
     display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), adapter {config.adapter.kind}, in {config.run.dir}")
-    init_distributed(world)
+    init_distributed(world, display.say)
     ds_config = complete_ds_config(command.ds_config, config, world)
 
     record = RunRecord(config.run.dir, world)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    stream = TokenStream(
-        config.data,
-        num_lanes=config.train.global_batch_rows,
-        lanes=world.lanes(config.train.global_batch_rows),
-        seed=config.run.seed,
-    )
+    num_lanes = config.train.global_batch_rows
+    with rank_0_first(world):
+        # The first to come writes the index of the documents, the others find it.
+        stream = TokenStream(config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=config.run.seed)
     model = build_model(config.model, precision=config.train.precision, ds_config=ds_config, seed=config.run.seed)
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
@@ -69,15 +83,13 @@ def run(command: Command, world: World) -> int:
         config,
         {
             "parameters": parameters,
-            "base_fingerprint": base_fingerprint(config.model.base),
+            "base_fingerprint": from_rank_0(lambda: base_fingerprint(config.model.base), world),
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "data_fingerprint": stream.fingerprint,
         },
     )
     engine = Engine(model, adapter, config, ds_config, world)
 
-    stop = StopRequest(config.run.dir)
-    stop.listen()
     if record.is_writer:
         stop.clear_file()
     engine.barrier()

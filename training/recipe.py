@@ -145,9 +145,7 @@ def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, so
             put(draft, path, hint, fields[key].metadata, value, source, folder)
 
 
-def put(
-    draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: Any, source: str, folder: Path
-) -> None:
+def put(draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: Any, source: str, folder: Path) -> None:
     """Decode one leaf into the draft."""
     try:
         decoded = decode(hint, value)
@@ -384,4 +382,3 @@ def fill_run_dir(config: Config, draft: Draft) -> Config:
     # Only names in braces: the rest of the path may hold anything.
     filled = re.sub(r"\{([\w.\-]+)\}", value_of, str(config.run.dir))
     return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=Path(os.path.abspath(filled))))
-

@@ -51,7 +51,9 @@ class Saver:
         streams = engine.gather(self._stream.state_dict())
         files = engine.gather(entry)
         if world.rank == 0:
-            checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), self._config.checkpoint.keep)
+            checkpoint.finish(
+                self.root, progress.step, self._manifest(progress, files, streams), self._config.checkpoint.keep
+            )
         engine.barrier()
         self._stall_seconds += time.perf_counter() - began
         self._saved_step = progress.step
@@ -59,7 +61,9 @@ class Saver:
         log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
         return True
 
-    def _manifest(self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]) -> dict[str, Any]:
+    def _manifest(
+        self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         return {
             "step": progress.step,
             "progress": progress.as_dict(),

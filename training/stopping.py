@@ -23,7 +23,11 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.reason == name:
+            # A second Ctrl-C means now.
+            raise KeyboardInterrupt
+        self.reason = name
 
     def is_local(self) -> bool:
         """Whether this rank was asked, by a signal or by the PREEMPT file in the run directory."""

@@ -73,7 +73,9 @@ def start() -> World:
     return world
 
 
-def curves(recipe: str, cases: dict[str, list[str]], steps: int, thresholds: dict[str, int] | None = None) -> dict[str, Any]:
+def curves(
+    recipe: str, cases: dict[str, list[str]], steps: int, thresholds: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Training curves of several configurations, one after the other on the same ranks."""
     world = start()
     found: dict[str, Any] = {}
@@ -98,7 +100,11 @@ def frozen_changed(run: Run) -> list[str]:
     changed = []
     for name, value in run.engine.full_parameters():
         origin = name.replace(".base.", ".")
-        if value is not None and name not in trained and not torch.equal(value.float(), base[origin].to(value.dtype).float()):
+        if (
+            value is not None
+            and name not in trained
+            and not torch.equal(value.float(), base[origin].to(value.dtype).float())
+        ):
             changed.append(name)
     return changed
 

@@ -37,7 +37,12 @@ THRESHOLDS = {"monteclora_partitioned": 0}
 @pytest.fixture(scope="module")
 def two_ranks(tiny_recipe: Path) -> dict[str, Any]:
     first, second = run_ranks(
-        "tests.distributed.scenarios:curves", 2, recipe=str(tiny_recipe), cases=CASES, steps=STEPS, thresholds=THRESHOLDS
+        "tests.distributed.scenarios:curves",
+        2,
+        recipe=str(tiny_recipe),
+        cases=CASES,
+        steps=STEPS,
+        thresholds=THRESHOLDS,
     )
     for name in CASES:
         assert first[name]["curve"] == second[name]["curve"], "ranks disagree on the step's result"
@@ -87,7 +92,13 @@ def test_what_trains(two_ranks: dict[str, Any]) -> None:
         f"{layer}.{part}" for layer in layers for part in ("log_std", "log_concentration")
     }
     norms = [f"model.layers.{k}.{n}_layernorm.weight" for k in range(2) for n in ("input", "post_attention")]
-    expected = {*(f"{layer}.weight" for layer in layers), *norms, "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"}
+    expected = {
+        *(f"{layer}.weight" for layer in layers),
+        *norms,
+        "model.norm.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    }
     assert set(trainable["none"]) == expected
 
     def count(shapes: dict[str, list[int]]) -> int:

@@ -57,8 +57,21 @@ def test_stats(source: Path, tokenizer_path: Path, capsys: Capture) -> None:
 
 
 def test_peek(source: Path, tokenizer_path: Path, capsys: Capture) -> None:
-    command = ["peek", "--source", f"a={source}:2.5", "--tokenizer", str(tokenizer_path), "--seq-len", "64",
-               "--num-lanes", "2", "--lane", "1", "--step", "1"]
+    command = [
+        "peek",
+        "--source",
+        f"a={source}:2.5",
+        "--tokenizer",
+        str(tokenizer_path),
+        "--seq-len",
+        "64",
+        "--num-lanes",
+        "2",
+        "--lane",
+        "1",
+        "--step",
+        "1",
+    ]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert out.startswith("lane 1 of 2, step 1, seed 0\n── inputs 0 to ")

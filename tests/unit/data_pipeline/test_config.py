@@ -32,10 +32,12 @@ def test_no_sources(tokenizer_path: Path) -> None:
 
 def test_missing_paths_say_how_to_make_the_demo_corpus(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    found = problems(DataConfig(
-        sources={"code": SourceConfig(path=tmp_path / "none"), "prose": SourceConfig(path=tmp_path / "empty")},
-        tokenizer=tmp_path / "no.model",
-    ))
+    found = problems(
+        DataConfig(
+            sources={"code": SourceConfig(path=tmp_path / "none"), "prose": SourceConfig(path=tmp_path / "empty")},
+            tokenizer=tmp_path / "no.model",
+        )
+    )
     assert sorted(found) == ["sources.code.path", "sources.prose.path", "tokenizer"]
     assert all("`python -m data_pipeline demo`" in message for message in found.values())
     assert "holds no .jsonl" in found["sources.prose.path"]
@@ -49,8 +51,9 @@ def test_weight(source: SourceConfig, tokenizer_path: Path, weight: float) -> No
 
 def test_compressed_shards_and_empty_field(tmp_path: Path, tokenizer_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(b"")
-    config = DataConfig(sources={"a": SourceConfig(path=tmp_path / "a.jsonl.gz", text_field="")},
-                        tokenizer=tokenizer_path)
+    config = DataConfig(
+        sources={"a": SourceConfig(path=tmp_path / "a.jsonl.gz", text_field="")}, tokenizer=tokenizer_path
+    )
     assert "decompress" in problems(config)["sources.a.path"]
     assert "name the field" in problems(config)["sources.a.text_field"]
 
@@ -67,13 +70,15 @@ def test_tokenizer_of_no_known_kind(source: SourceConfig, tmp_path: Path) -> Non
 
 
 def test_importing_the_settings_is_light_and_public_names_are_lazy() -> None:
-    program = ("import sys, data_pipeline, data_pipeline.config\n"
-               "heavy = {'torch', 'numpy', 'sentencepiece', 'tokenizers', 'rich', 'tyro'} & set(sys.modules)\n"
-               "assert not heavy, heavy\n"
-               "for name in data_pipeline.__all__: getattr(data_pipeline, name)\n"
-               "try: data_pipeline.nothing\n"
-               "except AttributeError: pass\n"
-               "else: raise SystemExit('no AttributeError')\n"
-               "assert 'torch' not in sys.modules\n")
+    program = (
+        "import sys, data_pipeline, data_pipeline.config\n"
+        "heavy = {'torch', 'numpy', 'sentencepiece', 'tokenizers', 'rich', 'tyro'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "for name in data_pipeline.__all__: getattr(data_pipeline, name)\n"
+        "try: data_pipeline.nothing\n"
+        "except AttributeError: pass\n"
+        "else: raise SystemExit('no AttributeError')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

@@ -146,14 +146,24 @@ def test_bad_settings_and_a_folder_of_something_else(tmp_path: Path) -> None:
 def library(root: Path) -> Path:
     """A standard library as distributions lay it out, with files that must be left out."""
     body = '"""' + "Prose of module. " * 20 + '"""\n' + "".join(f"value_{n} = compute(value_{n})\n" for n in range(20))
-    good = {"good.py": body, "package/also_good.py": body.replace("value", "other"),
-            "umlaut.py": "# -*- coding: latin-1 -*-\n" + body + "ä = 1\n"}
+    good = {
+        "good.py": body,
+        "package/also_good.py": body.replace("value", "other"),
+        "umlaut.py": "# -*- coding: latin-1 -*-\n" + body + "ä = 1\n",
+    }
     bad = {
-        "test/test_good.py": body, "package/tests/test_x.py": body, "dist-packages/third.py": body,
-        "site-packages/third.py": body, "_sysconfigdata_x.py": body, "sitecustomize.py": body,
-        "config-3.11-x86_64/run.py": body, "huge.py": body + "x = 1\n" * 40_000,
+        "test/test_good.py": body,
+        "package/tests/test_x.py": body,
+        "dist-packages/third.py": body,
+        "site-packages/third.py": body,
+        "_sysconfigdata_x.py": body,
+        "sitecustomize.py": body,
+        "config-3.11-x86_64/run.py": body,
+        "huge.py": body + "x = 1\n" * 40_000,
         "table.py": "table = {\n" + "".join(f"    {n}: 'a long literal {n}',\n" for n in range(100)) + "}\n",
-        "broken.py": "def f(:\n" + body, "good_copy.py": body, "null.py": "x = '\0'\n" * 50,
+        "broken.py": "def f(:\n" + body,
+        "good_copy.py": body,
+        "null.py": "x = '\0'\n" * 50,
     }
     for name, text in {**good, **bad}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

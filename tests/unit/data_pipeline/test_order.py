@@ -23,8 +23,11 @@ def test_every_document_exactly_once_per_epoch(size: int, seed: int, epoch: int,
 @given(sizes, seeds, lane_counts, st.integers(0, 6))
 def test_places_walk_the_lanes_slices_epoch_by_epoch(size: int, seed: int, num_lanes: int, num_epochs: int) -> None:
     for lane in range(num_lanes):
-        expected = [(epoch, int(document)) for epoch in range(num_epochs)
-                    for document in lane_documents(size, seed, epoch, lane, num_lanes)]
+        expected = [
+            (epoch, int(document))
+            for epoch in range(num_epochs)
+            for document in lane_documents(size, seed, epoch, lane, num_lanes)
+        ]
         places = [place_of(count, lane, num_lanes, size) for count in range(len(expected) + 1)]
         walked = [(place.epoch, int(epoch_permutation(size, seed, place.epoch)[place.position])) for place in places]
         assert walked[:-1] == expected
@@ -45,8 +48,12 @@ def test_order_is_fixed_forever() -> None:
 
 
 def test_seed_source_and_epoch_each_change_the_order() -> None:
-    orders = {epoch_permutation(50, source_seed(seed, name), epoch).tobytes()
-              for seed in (0, 1) for name in ("code", "prose") for epoch in (0, 1)}
+    orders = {
+        epoch_permutation(50, source_seed(seed, name), epoch).tobytes()
+        for seed in (0, 1)
+        for name in ("code", "prose")
+        for epoch in (0, 1)
+    }
     assert len(orders) == 8
 
 

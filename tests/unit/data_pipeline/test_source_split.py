@@ -98,7 +98,12 @@ def test_code_without_prose() -> None:
 
 def test_prose_without_code() -> None:
     assert docstrings(parse(SOURCE)) == [
-        "Module ä docstring\n# not a comment", "Nothing else.", "ü", "Doc.", "On the line.", "In brackets.",
+        "Module ä docstring\n# not a comment",
+        "Nothing else.",
+        "ü",
+        "Doc.",
+        "On the line.",
+        "In brackets.",
     ]
 
 
@@ -117,9 +122,16 @@ def test_what_cannot_be_stripped_is_refused() -> None:
 def instructions(code: CodeType) -> list[object]:
     """What a code object does, without where it is in the file and where its constants and jumps are in it."""
     return [
-        (one.opname, None if "JUMP" in one.opname or one.opname in ("SEND", "FOR_ITER")
-         else instructions(one.argval) if isinstance(one.argval, CodeType) else repr(one.argval))
-        for one in dis.get_instructions(code) if one.opname not in ("NOP", "EXTENDED_ARG")
+        (
+            one.opname,
+            None
+            if "JUMP" in one.opname or one.opname in ("SEND", "FOR_ITER")
+            else instructions(one.argval)
+            if isinstance(one.argval, CodeType)
+            else repr(one.argval),
+        )
+        for one in dis.get_instructions(code)
+        if one.opname not in ("NOP", "EXTENDED_ARG")
     ]
 
 
@@ -131,9 +143,11 @@ def test_standard_library_compiles_to_the_same_program(name: str) -> None:
     stripped = strip_prose(source)
     # optimize=2 makes the compiler itself drop docstrings: an independent statement of what must remain.
     assert instructions(compile(stripped, name, "exec", optimize=2)) == instructions(
-        compile(source, name, "exec", optimize=2))
-    assert not [token for token in tokenize.generate_tokens(StringIO(stripped).readline)
-                if token.type == tokenize.COMMENT]
+        compile(source, name, "exec", optimize=2)
+    )
+    assert not [
+        token for token in tokenize.generate_tokens(StringIO(stripped).readline) if token.type == tokenize.COMMENT
+    ]
 
 
 def test_literal_share() -> None:

@@ -26,8 +26,9 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 def some_texts(count: int, seed: int) -> list[str]:
     """Texts of 0 to 39 words, some of them empty."""
     random = np.random.default_rng(seed)
-    return [" ".join(random.choice(WORDS, random.integers(0, 40)) if random.random() > 0.1 else [])
-            for _ in range(count)]
+    return [
+        " ".join(random.choice(WORDS, random.integers(0, 40)) if random.random() > 0.1 else []) for _ in range(count)
+    ]
 
 
 TEXTS = {"code": some_texts(23, 1), "prose": some_texts(5, 2)}
@@ -40,8 +41,10 @@ def config(tmp_path_factory: pytest.TempPathFactory, write_jsonl: Write, tokeniz
     write_jsonl(folder / "code" / "1.jsonl", TEXTS["code"][9:])
     write_jsonl(folder / "prose.jsonl", TEXTS["prose"])
     return DataConfig(
-        sources={"code": SourceConfig(path=folder / "code", weight=3.0),
-                 "prose": SourceConfig(path=folder / "prose.jsonl")},
+        sources={
+            "code": SourceConfig(path=folder / "code", weight=3.0),
+            "prose": SourceConfig(path=folder / "prose.jsonl"),
+        },
         tokenizer=tokenizer_path,
         seq_len=16,
     )
@@ -52,8 +55,10 @@ def stream_of(config: DataConfig, lanes: range = range(NUM_LANES), **changes: An
 
 
 def plain(rows: Iterator[Row], count: int) -> list[tuple[int, list[int], list[int], list[int]]]:
-    return [(row.lane, row.input_ids.tolist(), row.labels.tolist(), row.position_ids.tolist())
-            for row in islice(rows, count)]
+    return [
+        (row.lane, row.input_ids.tolist(), row.labels.tolist(), row.position_ids.tolist())
+        for row in islice(rows, count)
+    ]
 
 
 def split_lanes(ranks: int) -> list[range]:
@@ -96,8 +101,7 @@ def test_rows_against_the_definition(config: DataConfig) -> None:
             if len(tokens) > steps * config.seq_len:
                 break
         expected = [token for _, token in tokens[: steps * config.seq_len]]
-        labels = [after if number == next_number else -100
-                  for (number, _), (next_number, after) in pairwise(tokens)]
+        labels = [after if number == next_number else -100 for (number, _), (next_number, after) in pairwise(tokens)]
         of_lane = [row for row in rows if row.lane == lane]
         assert np.concatenate([row.input_ids for row in of_lane]).tolist() == expected
         assert np.concatenate([row.labels for row in of_lane]).tolist() == labels[: steps * config.seq_len]
@@ -244,12 +248,14 @@ def test_a_state_of_another_stream_is_refused_with_the_part(
         "tokenizer: saved": stream_of(changed(config, tokenizer=tmp_path / "other.model")),
         "sources: saved ['code', 'prose'], now ['code']": stream_of(changed(config, sources={"code": code})),
         "sources.prose.files: saved": stream_of(
-            changed(config, sources={"code": code, "prose": SourceConfig(path=other)})),
+            changed(config, sources={"code": code, "prose": SourceConfig(path=other)})
+        ),
         "sources.code.weight: saved 3.0, now 2.0": stream_of(
-            changed(config, sources={"code": SourceConfig(path=code.path, weight=2), "prose": prose})),
+            changed(config, sources={"code": SourceConfig(path=code.path, weight=2), "prose": prose})
+        ),
         "sources.code.text_field: saved 'text', now 'body'": stream_of(
-            changed(config, sources={"code": SourceConfig(path=code.path, weight=3, text_field="body"),
-                                     "prose": prose})),
+            changed(config, sources={"code": SourceConfig(path=code.path, weight=3, text_field="body"), "prose": prose})
+        ),
     }
     for message, stream in streams.items():
         with pytest.raises(StreamStateError) as caught:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from monteclora import LoRAConfig, MonteCLoRAConfig, attach_adapter
-from monteclora.adapter import AdapterError
 from monteclora.config import count_adapter_parameters
+from monteclora.errors import AdapterError
 from monteclora.lora import LoRALinear
 from monteclora.monteclora import MonteCLoRALinear
 from monteclora.penalty import variational_penalty

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from monteclora import Adapter, LoRAConfig, MonteCLoRAConfig, attach_adapter, load_peft, merge_adapter, save_peft
-from monteclora.adapter import AdapterError
+from monteclora.errors import AdapterError
 
 IDS = torch.tensor([[1, 5, 9, 2, 30, 7]])
 CONFIGS = {
