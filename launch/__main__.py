@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.demo import run_demo
 from launch.plan import PlanError, make_plan, shape_of
+from training.config import Kind
 from training.recipe import ConfigError, load_config
 
 
@@ -42,6 +43,8 @@ def print_plan(recipe: Path, ranks: int, overrides: list[str]) -> int:
     try:
         config = load_config(recipe, overrides, world_size=ranks)
         shape = shape_of(config)
+        kinds: tuple[Kind, ...] = ("none", "lora", "monteclora")
+        plans = [make_plan(config, shape, ranks, kind) for kind in kinds]
     except (ConfigError, PlanError) as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 2
@@ -49,12 +52,11 @@ def print_plan(recipe: Path, ranks: int, overrides: list[str]) -> int:
     columns = ("adapter.kind", "parameters", "trained", "states/rank", "checkpoint", "micro-batches/step")
     for column in columns:
         table.add_column(column, justify="left" if column == "adapter.kind" else "right")
-    for kind in ("none", "lora", "monteclora"):
-        cost = make_plan(config, shape, ranks, kind)
+    for cost in plans:
         table.add_row(
-            kind, f"{cost.total_parameters:,}", f"{cost.trainable_parameters:,}",
+            cost.kind, f"{cost.total_parameters:,}", f"{cost.trainable_parameters:,}",
             decimal(int(cost.state_bytes_per_rank)), decimal(cost.checkpoint_bytes),
-            str(cost.micro_batches_per_step), style="bold" if kind == config.adapter.kind else None,
+            str(cost.micro_batches_per_step), style="bold" if cost.kind == config.adapter.kind else None,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)

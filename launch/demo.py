@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launch import local
 from training.recipe import ConfigError, load_config
-from training.record import directory_problem, read_json
+from training.record import directory_problems, read_json
 
 KINDS = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 DS_CONFIG = local.ROOT / "ds_configs" / "zero3_cpu.json"
@@ -87,21 +87,21 @@ def corpus_settings(corpus: Path, recipe: str) -> list[str]:
     domain = "prose" if recipe == "demo_base.toml" else "code"
     settings = ["--data.tokenizer", str(corpus / "tokenizer.model")]
     settings += [f"--data.sources.{domain}.path", str(corpus / domain / "train.jsonl")]
-    kinds = ("bits",) if recipe == "demo_base.toml" else ("bits", "choice")
+    suffixes = ("",) if recipe == "demo_base.toml" else ("", "_choice")
     for name in ("prose", "code"):
-        for kind in kinds:
-            settings += [f"--eval.tasks.{name}_{kind}.path", str(corpus / name / "heldout.jsonl")]
+        for suffix in suffixes:
+            settings += [f"--eval.tasks.{name}{suffix}.path", str(corpus / name / "heldout.jsonl")]
     return settings
 
 
 def train_unless_done(recipe: Path, ranks: int, settings: list[str]) -> int:
     """Train, or say that the run is done; a finished run of another recipe is refused like any other."""
     try:
-        config = load_config(recipe, settings, world_size=ranks)
-        if problem := directory_problem(config.run.dir, config):
-            raise ConfigError([problem])
+        config = load_config(recipe, settings, world_size=ranks, also_check=directory_problems)
     except ConfigError as error:
-        print(f"\n{error}\n\n`make demo-clean` starts the demo over.", file=sys.stderr)
+        print(f"\n{error}\n", file=sys.stderr)
+        if "belongs to a different recipe" in str(error):
+            print("`make demo-clean` starts the demo over.", file=sys.stderr)
         return 2
     record = read_json(config.run.dir / "run.json") or {}
     if record.get("status") == "done":

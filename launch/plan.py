@@ -100,7 +100,11 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
 
 
 def make_plan(config: Config, shape: Shape, ranks: int, kind: Kind) -> Plan:
-    """The cost of training with `adapter.kind = kind` on `ranks` ranks."""
+    """The cost of training with `adapter.kind = kind` on `ranks` ranks.
+
+    Raises:
+        PlanError: when an adapter would have nothing to adapt.
+    """
     chosen = dataclasses.replace(config.adapter, kind=kind).build()
     base = shape.num_parameters()
     if chosen is None:
@@ -108,6 +112,8 @@ def make_plan(config: Config, shape: Shape, ranks: int, kind: Kind) -> Plan:
     else:
         linears = {**shape.linears(), "lm_head": (shape.hidden, shape.vocab)}
         targets = [sizes for name, sizes in linears.items() if is_target(name, chosen.targets)]
+        if not targets:
+            raise PlanError(f"adapter.targets {', '.join(chosen.targets)}: no linear layer of the model matches")
         trainable = count_adapter_parameters(targets, chosen)
         total = base + trainable
     weights = BYTES_PER_WEIGHT[config.train.precision] * total

@@ -11,7 +11,9 @@ def problems():
     """Return what must be installed first, one sentence each."""
     found = []
     if sys.version_info < (3, 11):  # noqa: UP036 - this script runs before there is a new enough Python
-        found.append("Python " + sys.version.split()[0] + " is too old; use 3.11 or newer: make PYTHON=python3.11 setup")
+        found.append(
+            "Python " + sys.version.split()[0] + " is too old; use 3.11 or newer: make PYTHON=python3.11 setup"
+        )
     if importlib.util.find_spec("ensurepip") is None:
         found.append("Python can't make environments; install its venv package (Debian: apt-get install python3-venv)")
     if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):

@@ -26,6 +26,7 @@ from training.files import read_json, sha256, sync_file, sync_folder, write_json
 
 SCHEMA = 1
 MANIFEST = "MANIFEST.json"
+MANIFEST_KEYS = {"step", "progress", "world_size", "optimizer_steps", "parameters", "stream", "files"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ def verify(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable, so the checkpoint was never completed")
     if manifest.get("schema") != SCHEMA:
         raise CheckpointError(f"{folder / MANIFEST}: schema {manifest.get('schema')} is not the {SCHEMA} read here")
+    if absent := MANIFEST_KEYS - manifest.keys():
+        raise CheckpointError(f"{folder / MANIFEST}: says nothing about {', '.join(sorted(absent))}")
     for entry in manifest["files"]:
         path = folder / entry["name"]
         if not path.is_file():

@@ -15,7 +15,7 @@ from training.config import Config
 from training.ds_json import read_ds_config
 from training.files import read_json
 from training.recipe import ConfigError, load_config
-from training.record import directory_problem
+from training.record import directory_problems
 from training.world import World, WorldError, detect_world
 
 EXIT_DONE = 0
@@ -38,8 +38,8 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     All problems of recipe, overrides, DeepSpeed JSON, world and run directory are printed together, by rank 0 only.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path)
-    parser.add_argument("--ds_config", "--ds-config", type=Path)
+    parser.add_argument("--recipe", type=Path, nargs="?")
+    parser.add_argument("--ds_config", "--ds-config", type=Path, nargs="?")
     # deepspeed's launcher appends this one; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int)
     parser.add_argument("-h", "--help", action="store_true")
@@ -64,9 +64,13 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     try:
         if known.recipe is None:
             raise ConfigError(problems)
-        config = load_config(known.recipe, overrides, world_size=world.size if world else None, more_problems=problems)
-        if directory := directory_problem(config.run.dir, config):
-            raise ConfigError([directory])
+        config = load_config(
+            known.recipe,
+            overrides,
+            world_size=world.size if world else None,
+            more_problems=problems,
+            also_check=directory_problems,
+        )
     except ConfigError as error:
         if world is None or world.rank == 0:
             print(f"\n{error}\n", file=sys.stderr, flush=True)

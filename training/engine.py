@@ -81,7 +81,9 @@ def init_distributed(world: World, say: Callable[[str], None] = print) -> torch.
         torch.cuda.set_device(world.local_rank)
     minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
     dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(minutes=minutes))
-    patience = threading.Timer(8, say, ["DeepSpeed compiles its CPU extension, once per machine: about a minute"])
+    patience = threading.Timer(
+        15, say, ["the first start on a machine compiles DeepSpeed's CPU extension: about a minute"]
+    )
     patience.daemon = True
     patience.start()
     # It prints that it has built the extension, on every rank and every time.

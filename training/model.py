@@ -31,7 +31,9 @@ def build_model(config: ModelConfig, *, precision: str, ds_config: dict[str, Any
     model.config.use_cache = False
     if config.activation_checkpointing:
         # Non-reentrant: under ZeRO-3 with frozen parameters the reentrant form needs inputs that require gradients.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5 renamed the method on the way.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 

@@ -48,7 +48,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self.console.print(f"{self.label}: {text}", markup=False, soft_wrap=True)
+        self.console.print(f"{self.label}: {text}", markup=False, emoji=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Training has reached `step`."""

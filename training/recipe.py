@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,12 +61,13 @@ def load_config(
     *,
     world_size: int | None = None,
     more_problems: Sequence[str] = (),
+    also_check: Callable[[Config], Sequence[str]] = lambda config: (),
 ) -> Config:
     """Read a recipe, apply `--dotted.name value` overrides, check everything.
 
     Relative paths of a recipe are relative to the recipe's folder, those of the command line to the working
     directory; `~` and `$VARIABLES` are expanded. `world_size` None leaves out the checks that need it (planning).
-    `more_problems` (of the DeepSpeed JSON, say) are reported together with the configuration's own.
+    `more_problems` (of the DeepSpeed JSON, say) and those that `also_check` finds are reported with the configuration's own.
 
     Raises:
         ConfigError: with all problems at once.
@@ -84,9 +85,13 @@ def load_config(
             for path, message in nested(name, section) if section is not None else ():
                 report(draft, types.SimpleNamespace(**sections), path, message)
         raise ConfigError(draft.problems)
+    is_as_written = len(draft.problems) == len(more_problems)
     config = fill_run_dir(Config(**sections), draft)
     for path, message in config.problems(world_size or 1):
         report(draft, config, path, message)
+    if is_as_written:
+        # Not where a default stands in for something unreadable, and would be taken for what was meant.
+        draft.problems += also_check(config)
     if draft.problems:
         raise ConfigError(draft.problems)
     return config

@@ -53,18 +53,19 @@ def different_settings(run_dir: Path, config: Config) -> list[str]:
     return lines
 
 
-def directory_problem(run_dir: Path, config: Config) -> str | None:
-    """Why `config` can't run in this directory: it belongs to another recipe, or isn't a run directory at all."""
+def directory_problems(config: Config) -> list[str]:
+    """Why `config` can't run in its directory: that belongs to another recipe, or isn't a run directory at all."""
+    run_dir = config.run.dir
     if run_dir.exists() and not run_dir.is_dir():
-        return f'run.dir = "{run_dir}": is a file, not a directory'
+        return [f'run.dir = "{run_dir}": is a file, not a directory']
     if lines := different_settings(run_dir, config):
         shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
-        return f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}'
+        return [f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}']
     # A start that ended before its run.json has made logs/; so may another rank of this start by now.
     foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT"}
     if not (run_dir / "run.json").exists() and foreign:
-        return f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory'
-    return None
+        return [f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory']
+    return []
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

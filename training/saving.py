@@ -11,7 +11,7 @@ from data_pipeline import TokenStream
 from data_pipeline.stream import merge_states
 from training import checkpoint
 from training.config import Config
-from training.engine import OPTIMIZER_STATES, Engine
+from training.engine import OPTIMIZER_STATES, Engine, from_rank_0
 from training.progress import Display
 from training.record import RunRecord
 
@@ -82,7 +82,8 @@ class Saver:
 
     def resume(self, progress: Progress) -> bool:
         """Continue from the newest good checkpoint, if there is one; return whether there was."""
-        found, damages = checkpoint.newest_good(self.root)
+        # One rank reads and hashes everything; each then reads its own part.
+        found, damages = from_rank_0(lambda: checkpoint.newest_good(self.root), self._engine.world)
         for message in damages:
             self._display.say(f"damaged checkpoint ignored: {message}")
         if found is None:

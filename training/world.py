@@ -65,10 +65,10 @@ def detect_world(env: MutableMapping[str, str]) -> World:
         world = read_world(env)
     except (KeyError, IndexError) as error:
         raise WorldError(f"the launcher's variables are incomplete: {error}") from error
+    except WorldError:
+        raise
     except ValueError as error:
-        raise (
-            error if isinstance(error, WorldError) else WorldError(f"a launcher's variable is wrong: {error}")
-        ) from error
+        raise WorldError(f"a launcher's variable is wrong: {error}") from error
     if not 0 <= world.rank < world.size:
         raise WorldError(f"{world.launcher} says rank {world.rank} of {world.size} processes; ranks count from 0")
     return world

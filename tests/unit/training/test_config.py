@@ -223,6 +223,33 @@ class TestWholeConfig:
         assert config.max_positions() is None
         assert self.problems(config) == []
 
+    @pytest.mark.parametrize("is_folder", [False, True])
+    def test_the_tokenizer_must_be_the_bases(self, tmp_path: Path, is_folder: bool) -> None:
+        config = minimal_config(tmp_path)
+        ours, theirs = tmp_path / "mine" / "tokenizer.model", tmp_path / "base" / "tokenizer.model"
+        ours.parent.mkdir()
+        ours.write_bytes(b"one")
+        theirs.write_bytes(b"other")
+        data = dataclasses.replace(config.data, tokenizer=ours.parent if is_folder else ours)
+        assert self.problems(config, data=data) == [
+            ("data.tokenizer", f"is another tokenizer than the base was trained with: {theirs} differs")
+        ]
+        theirs.write_bytes(b"one")
+        assert self.problems(config, data=data) == []
+
+    def test_a_base_without_a_tokenizer_or_with_one_of_another_kind_is_trusted(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        assert self.problems(config) == []
+        (tmp_path / "base" / "tokenizer.json").write_text("{}")
+        assert self.problems(config) == []
+
+    def test_the_vocabulary_is_the_bases_or_the_architectures(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        write_base(tmp_path / "base", vocab_size=77)
+        assert config.vocab_size() == 77
+        for base, size in ((None, 2048), ("somebody/a-model", None)):
+            assert dataclasses.replace(config, model=ModelConfig(base=base)).vocab_size() == size
+
     def test_a_task_must_fit_into_a_row(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
         task = TaskConfig(

@@ -81,7 +81,9 @@ class TestKeys:
     @pytest.mark.parametrize("key", sorted(OWNED))
     def test_what_the_recipe_owns(self, tmp_path: Path, key: str) -> None:
         for value in ("auto", 1, {"enabled": "auto", "made_up": 1}):
-            assert found(tmp_path, added(key, value)) == [f"{key!r} belongs to the recipe ({OWNED[key]}); delete line 5"]
+            assert found(tmp_path, added(key, value)) == [
+                f"{key!r} belongs to the recipe ({OWNED[key]}); delete line 5"
+            ]
 
     @pytest.mark.parametrize("key", sorted(REMOVED))
     def test_what_deepspeed_removed(self, tmp_path: Path, key: str) -> None:
@@ -92,7 +94,9 @@ class TestKeys:
     @pytest.mark.parametrize("key", sorted(UNSUPPORTED))
     @pytest.mark.parametrize("value", [True, 4, {"device": "cpu"}], ids=str)
     def test_what_checkpoints_do_not_cover(self, tmp_path: Path, key: str, value: Any) -> None:
-        assert found(tmp_path, added(key, value)) == [f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete line 4"]
+        assert found(tmp_path, added(key, value)) == [
+            f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete line 4"
+        ]
 
     @pytest.mark.parametrize("key", sorted(UNSUPPORTED))
     @pytest.mark.parametrize("value", [None, False, 1], ids=str)
@@ -113,7 +117,7 @@ class TestKeys:
     def test_auto_is_for_another_program(self, tmp_path: Path, key: str) -> None:
         line = 4 if "." in key else 5
         assert found(tmp_path, added(key, "auto")) == [
-            f"{key!r} is \"auto\" at line {line}: DeepSpeed would ignore it; give a value or delete the line"
+            f'{key!r} is "auto" at line {line}: DeepSpeed would ignore it; give a value or delete the line'
         ]
 
     def test_auto_deeper_inside(self, tmp_path: Path) -> None:

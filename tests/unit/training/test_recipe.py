@@ -140,7 +140,9 @@ class TestTypes:
         section, _, key = name.partition(".")
         text = re.sub(rf"^{key} = .*\n", "", RECIPE, flags=re.M) if section in ("run", "model", "train") else RECIPE
         marker = f"[{section}]\n"
-        text = text.replace(marker, f"{marker}{key} = {value}\n") if marker in text else f"{text}{marker}{key} = {value}\n"
+        text = (
+            text.replace(marker, f"{marker}{key} = {value}\n") if marker in text else f"{text}{marker}{key} = {value}\n"
+        )
         assert only_problem(tmp_path, text=text) == message
 
     def test_a_number_may_be_written_whole(self, tmp_path: Path) -> None:
@@ -186,7 +188,9 @@ class TestSections:
 
     def test_an_entry_given_as_a_value(self, tmp_path: Path) -> None:
         text = RECIPE.split("[eval")[0] + "[eval.tasks]\nbits = 3\n"
-        assert only_problem(tmp_path, text=text) == "eval.tasks.bits = 3 (RECIPE): is a section: write [eval.tasks.bits]"
+        assert (
+            only_problem(tmp_path, text=text) == "eval.tasks.bits = 3 (RECIPE): is a section: write [eval.tasks.bits]"
+        )
 
     def test_a_value_given_as_a_section(self, tmp_path: Path) -> None:
         problem = only_problem(tmp_path, more="[optim.eps]\nx = 1\n")
@@ -194,7 +198,9 @@ class TestSections:
 
     def test_a_required_value_is_missing(self, tmp_path: Path) -> None:
         text = RECIPE.replace('tokenizer = "tokenizer.model"\n', "")
-        assert only_problem(tmp_path, text=text) == "data.tokenizer: is missing and has no default; set it in the recipe"
+        assert (
+            only_problem(tmp_path, text=text) == "data.tokenizer: is missing and has no default; set it in the recipe"
+        )
 
     def test_a_required_value_of_the_wrong_type_is_one_problem(self, tmp_path: Path) -> None:
         text = RECIPE.replace('tokenizer = "tokenizer.model"', "tokenizer = 1")
@@ -217,7 +223,9 @@ class TestSections:
 
     def test_sources_keep_their_order(self, tmp_path: Path) -> None:
         more = "".join(f'[data.sources.{name}]\npath = "train.jsonl"\n' for name in ("zebra", "ant"))
-        config = load_config(write_recipe(tmp_path, more=more), ["--data.sources.bee.path", str(tmp_path / "train.jsonl")])
+        config = load_config(
+            write_recipe(tmp_path, more=more), ["--data.sources.bee.path", str(tmp_path / "train.jsonl")]
+        )
         assert list(config.data.sources) == ["text", "zebra", "ant", "bee"]
 
 
@@ -392,8 +400,10 @@ class TestRunDirectory:
 
 class TestAllAtOnce:
     def test_file_and_command_line_and_ranges_and_files(self, tmp_path: Path) -> None:
-        text = RECIPE.replace("steps = 20", "steps = 1.5").replace("[optim]", "[optim]\nbeta = 1").replace(
-            '"train.jsonl"', '"none.jsonl"'
+        text = (
+            RECIPE.replace("steps = 20", "steps = 1.5")
+            .replace("[optim]", "[optim]\nbeta = 1")
+            .replace('"train.jsonl"', '"none.jsonl"')
         )
         path = write_recipe(tmp_path, text)
         with pytest.raises(ConfigError) as caught:
@@ -438,7 +448,9 @@ class TestAllAtOnce:
             "1 problem in the configuration; nothing was started.\n"
             "  - optim.lr = 0.0 (command line): must be greater than 0"
         )
-        with pytest.raises(ConfigError, match="^2 problems in the configuration; nothing was started.\n  - .*\n  - .*$"):
+        with pytest.raises(
+            ConfigError, match=r"^2 problems in the configuration; nothing was started.\n  - .*\n  - .*$"
+        ):
             load_config(recipe, ["--optim.lr", "0", "--optim.eps", "0"])
 
 
@@ -446,9 +458,13 @@ class TestWorldSize:
     def test_rows_must_split_evenly(self, recipe: Path) -> None:
         assert problems_of(recipe, world_size=4) == []
         (problem,) = problems_of(recipe, world_size=5)
-        assert problem.startswith(f"train.global_batch_rows = 12 ({recipe}): must be divisible by the world size, which is 5")
+        assert problem.startswith(
+            f"train.global_batch_rows = 12 ({recipe}): must be divisible by the world size, which is 5"
+        )
         (problem,) = problems_of(recipe, "--train.micro-batch-rows", "2", world_size=4)
-        assert problem.startswith("train.micro_batch_rows = 2 (command line): must divide the 3 rows that each of 4 ranks")
+        assert problem.startswith(
+            "train.micro_batch_rows = 2 (command line): must divide the 3 rows that each of 4 ranks"
+        )
 
     def test_unknown_it_leaves_the_rule_out(self, recipe: Path) -> None:
         assert problems_of(recipe, "--train.global_batch_rows", "7") == []
@@ -472,7 +488,9 @@ class TestEveryPath:
 
         assert set(all_paths()) == leaves(load_config(recipe), "")
 
-    @pytest.mark.parametrize("path", ["", "optim", "optim.x", "data.sources", "data.sources.a", "eval.tasks.a.b", "optim.lr.x"])
+    @pytest.mark.parametrize(
+        "path", ["", "optim", "optim.x", "data.sources", "data.sources.a", "eval.tasks.a.b", "optim.lr.x"]
+    )
     def test_anything_else_is_none(self, path: str) -> None:
         assert find_leaf(path) is None
 
@@ -509,6 +527,8 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
         if name == "model.base" and value.startswith((".", "/", "~", "$")):
             write_base(place, max_position_embeddings=32768)
         elif name == "data.tokenizer" or name.endswith(".path"):
+            if not place.suffix:
+                place = place / "part-0.jsonl"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text('{"id": "0", "text": "a"}\n')
     overrides = [] if adapter is None or "base" not in table.get("model", {}) else ["--adapter.kind", adapter]

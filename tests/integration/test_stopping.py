@@ -1,0 +1,164 @@
+"""A run that is stopped leaves everything, and started again it is the uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import ROOT, base_environment, free_port
+
+pytestmark = pytest.mark.dist
+
+MAIN = str(ROOT / "training" / "main.py")
+STEPS = 40
+
+
+def command(recipe: Path, out: Path, *launcher: str) -> list[str]:
+    settings = [
+        "--run.dir",
+        str(out),
+        "--train.steps",
+        str(STEPS),
+        "--train.precision",
+        "bf16",
+        "--adapter.kind",
+        "monteclora",
+    ]
+    json_file = str(ROOT / "ds_configs" / "zero3_cpu.json")
+    return [*launcher, MAIN, "--ds_config", json_file, "--recipe", str(recipe), *settings]
+
+
+def deepspeed() -> list[str]:
+    binary = str(Path(sys.executable).parent / "deepspeed")
+    return [binary, "--quiet", "--num_accelerators", "2", "--master_port", str(free_port())]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        env=base_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[str], seconds: float = 120) -> str:
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return output
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_steps(out: Path, process: subprocess.Popen[str], steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(metrics(out)) < steps:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.05)
+
+
+def curve(out: Path) -> list[tuple[Any, ...]]:
+    return [
+        (line["step"], line["loss"], line["grad_norm"], line["penalty"], line["data_hash"]) for line in metrics(out)
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    out = tmp_path_factory.mktemp("straight") / "run"
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    output = end(process, 240)
+    assert process.returncode == 0, output
+    assert [line[0] for line in curve(out)] == list(range(1, STEPS + 1))
+    return curve(out)
+
+
+def test_ctrl_c_sigkill_and_preempt_file(
+    tiny_recipe: Path, tmp_path: Path, uninterrupted: list[tuple[Any, ...]]
+) -> None:
+    out = tmp_path / "run"
+
+    # Ctrl-C: a terminal sends SIGINT to the launcher and to every rank.
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    wait_for_steps(out, process, 5)
+    os.killpg(process.pid, signal.SIGINT)
+    output = end(process)
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "preempted", output
+    assert record["stopped_by"] in ("SIGINT", "SIGTERM")
+    assert f"stopped after step {record['step']}, everything saved" in output
+    stopped_at = record["step"]
+    assert sorted(int(path.name) for path in (out / "checkpoints").glob("[0-9]*"))[-1] == stopped_at
+
+    # Killed without a word, past a checkpoint.
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    wait_for_steps(out, process, min(STEPS - 5, max(stopped_at + 3, 18)))
+    os.killpg(process.pid, signal.SIGKILL)
+    output = end(process)
+    assert f"resuming after step {stopped_at} of {STEPS}" in output
+
+    # A PREEMPT file, at start-up: at the first boundary everything is saved.
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    before = len(metrics(out))
+    while not (json.loads((out / "run.json").read_text())["status"] == "running" and len(metrics(out)) != before):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    (out / "PREEMPT").touch()
+    output = end(process)
+    assert process.returncode == 85, output
+    assert json.loads((out / "run.json").read_text())["stopped_by"] == "PREEMPT file"
+
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    output = end(process)
+    assert process.returncode == 0, output
+    assert not (out / "PREEMPT").exists()
+    assert len(json.loads((out / "run.json").read_text())["starts"]) == 4
+    assert curve(out) == uninterrupted, "bit for bit"
+
+
+def test_sigterm_on_one_rank_stops_all(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The flag of one rank is everybody's decision; a damaged checkpoint is passed over."""
+    out = tmp_path / "run"
+    torchrun = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    process = start(command(tiny_recipe, out, *torchrun))
+    wait_for_steps(out, process, 10)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGUSR1)
+    output = end(process)
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "preempted", output
+
+    newest = out / "checkpoints" / str(record["step"])
+    shard = newest / "rank-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    process = start(command(tiny_recipe, out, sys.executable))
+    output = end(process)
+    assert process.returncode == 0, output
+    assert f"damaged checkpoint ignored: {shard}: content differs from what was written" in output
+    assert "resuming after step 8 of" in output

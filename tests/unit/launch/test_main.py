@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch.__main__ as launch_main
+from launch.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class TestPlan:
+    def test_a_table_of_what_each_method_costs(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "160")
+        assert main(["plan", str(recipe), "--ranks", "3", "--model.base", "none", "--train.micro-batch-rows=2"]) == 0
+        printed = capsys.readouterr().out
+        assert "recipe.toml on 3 rank(s)" in printed
+        (full,) = [line.split("│")[1:-1] for line in printed.splitlines() if "│ none" in line]
+        # hidden 192, 4 layers, tied vocabulary of 2,048.
+        number = 2048 * 192 + 4 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192
+        assert [cell.strip() for cell in full] == [
+            "none", f"{number:,}", f"{number:,}", f"{18 * number / 3e6:.1f} MB", f"{12 * number / 1e6:.1f} MB", "2",
+        ]  # fmt: skip
+        assert "│ lora " in printed
+        assert "│ monteclora " in printed
+        assert "768 tokens per step, 15,360 in 20 steps." in printed
+
+    def test_a_wrong_recipe(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plan", str(recipe), "--ranks", "5", "--optim.lr", "-1"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "2 problems in the configuration" in printed.err
+        assert "optim.lr = -1.0 (command line): must be greater than 0" in printed.err
+        assert "must be divisible by the world size, which is 5" in printed.err
+
+    def test_a_shape_that_is_not_known(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plan", str(recipe), "--model.base", "somebody/a-model"]) == 2
+        assert "download the model and give its folder" in capsys.readouterr().err
+
+
+class TestArguments:
+    @pytest.mark.parametrize("command", [["plan", "r.toml"], ["demo"]])
+    @pytest.mark.parametrize("ranks", ["0", "-1"])
+    def test_no_ranks(self, capsys: pytest.CaptureFixture[str], command: list[str], ranks: str) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--ranks", ranks])
+        assert caught.value.code == 2
+        assert f"--ranks {ranks}: must be at least 1" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["plan"]])
+    def test_no_command(self, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert "usage: python -m launch" in capsys.readouterr().err
+
+    def test_the_demos_arguments(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        calls: list[Any] = []
+        monkeypatch.setattr(launch_main, "run_demo", lambda out, **options: calls.append((out, options)) or 3)
+        monkeypatch.chdir(tmp_path)
+        assert main(["demo"]) == 3
+        assert main(["demo", "--out", "x", "--ranks", "1", "--until", "base", "--train.steps", "-5"]) == 3
+        assert calls == [
+            (tmp_path / "runs/demo", {"ranks": 2, "until": None, "overrides": []}),
+            (tmp_path / "x", {"ranks": 1, "until": "base", "overrides": ["--train.steps", "-5"]}),
+        ]
+
+
+def test_it_runs_as_a_module_from_anywhere(recipe: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch", "plan", str(recipe), "--model.base", "none"]
+    done = subprocess.run(command, env=env, cwd=recipe.parent, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "15,360 in 20 steps" in done.stdout
+
+
+def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert "plan" in printed
+    assert "demo" in printed

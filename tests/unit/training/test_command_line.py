@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.training.minimal import write_recipe
+from training.command_line import EXIT_DONE, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION, Command, parse_command_line
+from training.config import to_dict
+from training.recipe import load_config
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def torch_variables(rank: int, size: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def arguments(recipe: Path) -> list[str]:
+    """A command line without problems."""
+    ds_config = recipe.parent / "zero3.json"
+    ds_config.write_text('{\n "zero_optimization": {"stage": 3}\n}')
+    return ["--recipe", str(recipe), "--ds_config", str(ds_config)]
+
+
+def write_record(arguments: list[str], *overrides: str, **values: Any) -> Path:
+    """The run.json of an earlier start with these settings."""
+    config = load_config(Path(arguments[1]), overrides)
+    config.run.dir.mkdir(parents=True)
+    (config.run.dir / "run.json").write_text(json.dumps({"schema": 1, "config": to_dict(config), **values}))
+    return config.run.dir
+
+
+def test_exit_codes_are_a_contract() -> None:
+    assert (EXIT_DONE, EXIT_WRONG_CONFIGURATION, EXIT_PREEMPTED) == (0, 2, 85)
+
+
+class TestGood:
+    def test_a_command(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        command = parse_command_line([*arguments, "--optim.lr", "2e-5"], {})
+        assert isinstance(command, Command)
+        assert command.config.optim.lr == 2e-5
+        assert command.ds_config == {"zero_optimization": {"stage": 3}}
+        assert (command.world.rank, command.world.size, command.world.launcher) == (0, 1, "none")
+        assert capsys.readouterr() == ("", "")
+
+    def test_the_launchers_local_rank_is_accepted_and_dropped(self, arguments: list[str]) -> None:
+        for added in (["--local_rank=1"], ["--local_rank", "1"], ["--local-rank=1"]):
+            command = parse_command_line([*added, *arguments], torch_variables(1, 2))
+            assert isinstance(command, Command)
+            assert command.world.local_rank == 1
+
+    def test_dashes_and_equals_signs(self, arguments: list[str]) -> None:
+        command = parse_command_line([f"--ds-config={arguments[3]}", f"--recipe={arguments[1]}"], {})
+        assert isinstance(command, Command)
+
+    @pytest.mark.parametrize("value", ["-1", "-1e-4", "-.5"])
+    def test_a_negative_number_is_a_value(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str], value: str
+    ) -> None:
+        assert parse_command_line([*arguments, "--optim.lr", value], {}) == 2
+        assert f"optim.lr = {float(value)} (command line): must be greater than 0" in capsys.readouterr().err
+
+    def test_names_are_not_abbreviated(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert parse_command_line(["--rec", arguments[1], *arguments[2:]], {}) == 2
+        assert "--recipe is missing" in capsys.readouterr().err
+
+
+class TestWrong:
+    def test_nothing_given(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert parse_command_line([], {}) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.strip().splitlines() == [
+            "2 problems in the configuration; nothing was started.",
+            "  - --recipe is missing: the TOML file of the run, such as recipes/demo.toml",
+            "  - --ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json",
+        ]
+
+    def test_everything_in_one_message(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        Path(arguments[3]).write_text('{\n "zero_optimization": {"stage": 3},\n "bf16": {}\n}')
+        write_recipe(Path(arguments[1]).parent, more="[optim2]\nx = 1\n")
+        code = parse_command_line([*arguments, "--train.steps", "0", "stray"], torch_variables(0, 5))
+        assert code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert lines[0] == "5 problems in the configuration; nothing was started."
+        text = "\n".join(lines)
+        for part in (
+            "'bf16' belongs to the recipe", "optim2 (", "train.steps = 0 (command line)", "'stray' is no setting",
+            "train.global_batch_rows = 12",
+        ):  # fmt: skip
+            assert part in text
+
+    def test_a_contradicting_world_is_reported_with_the_rest(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert parse_command_line([*arguments, "--optim.lr", "0"], {"RANK": "0", "WORLD_SIZE": "2"}) == 2
+        text = capsys.readouterr().err
+        assert "RANK and WORLD_SIZE are set but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not" in text
+        assert "optim.lr = 0.0" in text
+
+    @pytest.mark.parametrize("wrong", [["--optim.lr", "0"], ["--train.global_batch_rows", "3"]])
+    def test_only_rank_0_prints(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str]
+    ) -> None:
+        assert parse_command_line([*arguments, *wrong], torch_variables(1, 2)) == 2
+        assert capsys.readouterr() == ("", "")
+        assert parse_command_line([*arguments, *wrong], torch_variables(0, 2)) == 2
+        assert capsys.readouterr().err != ""
+
+    def test_the_world_size_is_the_launchers(self, arguments: list[str]) -> None:
+        assert isinstance(parse_command_line(arguments, torch_variables(0, 4)), Command)
+        assert parse_command_line(arguments, torch_variables(0, 8)) == 2
+
+
+class TestRunDirectory:
+    def test_a_finished_run_is_done(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        run_dir = write_record(arguments, status="done")
+        assert parse_command_line(arguments, torch_variables(0, 2)) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert printed.out == f"{run_dir} is done already; remove it, or choose another run.dir, to train again\n"
+        assert parse_command_line(arguments, torch_variables(1, 2)) == 0
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("status", ["running", "preempted", "failed"])
+    def test_an_unfinished_run_is_continued(self, arguments: list[str], status: str) -> None:
+        write_record(arguments, status=status)
+        assert isinstance(parse_command_line(arguments, {}), Command)
+
+    def test_another_recipes_directory_is_refused_with_what_differs(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_dir = write_record(arguments, status="done")
+        assert parse_command_line([*arguments, "--optim.lr", "1e-5", "--adapter.kind", "lora"], {}) == 2
+        assert capsys.readouterr().err.strip().splitlines() == [
+            "1 problem in the configuration; nothing was started.",
+            f'  - run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:',
+            '      adapter.kind: "none" there, "lora" here',
+            "      optim.lr: 0.005 there, 1e-05 here",
+        ]
+
+    def test_it_is_reported_with_the_other_problems(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_dir = write_record(arguments, status="done")
+        assert parse_command_line([*arguments, "--optim.lr", "0"], {}) == 2
+        printed = capsys.readouterr().err
+        assert "2 problems in the configuration" in printed
+        assert "optim.lr = 0.0 (command line): must be greater than 0" in printed
+        assert f'run.dir = "{run_dir}": belongs to a different recipe' in printed
+
+    def test_a_value_that_cannot_be_read_is_not_compared(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_record(arguments, status="done")
+        assert parse_command_line([*arguments, "--optim.lr", "fast"], {}) == 2
+        printed = capsys.readouterr().err
+        assert "1 problem in the configuration" in printed
+        assert "must be a number" in printed
+
+    def test_settings_that_do_not_change_the_result_may_change(self, arguments: list[str]) -> None:
+        write_record(arguments, status="preempted")
+        changes = [
+            "--train.micro_batch_rows=2", "--train.log_every_steps=3", "--train.max_skipped_steps=3",
+            "--model.activation_checkpointing", "--checkpoint.keep=5", "--checkpoint.every_steps=5",
+            "--checkpoint.export=false", "--eval.batch_rows=3",
+        ]  # fmt: skip
+        command = parse_command_line([*arguments, *changes], torch_variables(0, 3))
+        assert isinstance(command, Command)
+        assert command.config.checkpoint.keep == 5
+
+    def test_a_directory_with_other_things_is_refused(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = Path(arguments[1]).parent / "out"
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("")
+        assert parse_command_line(arguments, {}) == 2
+        assert "holds files but no run.json" in capsys.readouterr().err
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+MAIN = """
+import sys
+from training.main import main
+code = main(sys.argv[1:])
+loaded = sorted({"torch", "deepspeed", "transformers", "mpi4py", "tyro"} & set(sys.modules))
+print(f"loaded={loaded}", flush=True)
+sys.exit(code)
+"""
+
+
+class TestProcess:
+    def test_a_wrong_configuration_is_answered_without_loading_torch(self, arguments: list[str]) -> None:
+        done = run_python(MAIN, *arguments, "--optim.lr", "0")
+        assert done.returncode == 2
+        assert done.stdout == "loaded=[]\n"
+        assert "optim.lr = 0.0 (command line): must be greater than 0" in done.stderr
+
+    def test_a_finished_run_is_answered_without_loading_torch(self, arguments: list[str]) -> None:
+        write_record(arguments, status="done")
+        done = run_python(MAIN, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "is done already" in done.stdout
+        assert done.stdout.endswith("loaded=[]\n")
+
+    def test_run_by_path_its_own_folder_shadows_no_library(self, arguments: list[str]) -> None:
+        script = str(ROOT / "training" / "main.py")
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, script, *arguments, "--optim.lr", "0"],
+            env=env, cwd=Path(arguments[1]).parent, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "optim.lr = 0.0" in done.stderr
+
+    @pytest.mark.parametrize("with_recipe", [False, True])
+    def test_help_shows_every_setting_with_its_docstring_and_default(
+        self, arguments: list[str], with_recipe: bool
+    ) -> None:
+        done = run_python(MAIN, *(arguments if with_recipe else []), "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        words = " ".join(done.stdout.split())
+        assert "--optim.lr" in words
+        assert "Peak learning rate." in words
+        assert "Seed of everything random" in words
+        assert "--adapter.kind {none,lora,monteclora}" in words
+        assert "--checkpoint.export {True,False}" in words
+        assert "Items of a list are separated by commas" in words
+        if with_recipe:
+            assert "Peak learning rate. (default: 0.005)" in words
+            assert "--data.sources.text.path" in words
+        else:
+            assert "Peak learning rate. (default: 0.0001)" in words
+            assert "(required)" in words
+
+    def test_help_of_a_wrong_recipe_says_what_is_wrong_and_helps_all_the_same(self, arguments: list[str]) -> None:
+        write_recipe(Path(arguments[1]).parent, more="[optim2]\nx = 1\n")
+        done = run_python(MAIN, *arguments, "--help")
+        assert done.returncode == 0
+        assert "optim2" in done.stderr
+        assert "Peak learning rate." in done.stdout

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.training.minimal import minimal_config
+from training import record as record_module
+from training.config import Config, to_dict
+from training.files import write_json
+from training.record import RunRecord, different_settings, directory_problems, flatten, git_state, redact, versions
+from training.world import World
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(
+        rank=rank, size=size, local_rank=rank, local_size=size, master_addr="127.0.0.1", master_port=1, launcher="none"
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return minimal_config(tmp_path)
+
+
+@pytest.fixture
+def run_dir(config: Config) -> Path:
+    """The run directory with the record of a start with `config`."""
+    config.run.dir.mkdir()
+    write_json(config.run.dir / "run.json", {"schema": 1, "config": to_dict(config)})
+    return config.run.dir
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+class TestDifferentSettings:
+    def test_a_new_directory_fits(self, config: Config) -> None:
+        assert different_settings(config.run.dir, config) == []
+
+    def test_the_same_settings_fit(self, run_dir: Path, config: Config) -> None:
+        assert different_settings(run_dir, config) == []
+
+    def test_each_difference_is_named_with_both_values(self, run_dir: Path, config: Config) -> None:
+        other = changed(changed(config, "optim", lr=1e-5), "adapter", targets=("q_proj",))
+        assert different_settings(run_dir, other) == [
+            'adapter.targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"] there, '
+            '["q_proj"] here',
+            "optim.lr: 0.005 there, 1e-05 here",
+        ]
+
+    def test_a_source_more_or_less(self, run_dir: Path, config: Config) -> None:
+        source = config.data.sources["text"]
+        lines = different_settings(run_dir, changed(config, "data", sources={"prose": source}))
+        assert f'data.sources.prose.path: null there, "{source.path}" here' in lines
+        assert f'data.sources.text.path: "{source.path}" there, null here' in lines
+
+    @pytest.mark.parametrize(
+        ("section", "values"),
+        [
+            ("run", {"dir": Path("/elsewhere")}), ("train", {"micro_batch_rows": 3}), ("train", {"log_every_steps": 3}),
+            ("train", {"max_skipped_steps": 3}), ("model", {"activation_checkpointing": True}),
+            ("checkpoint", {"every_steps": 3, "keep": 7, "export": False}), ("eval", {"batch_rows": 1}),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_change_the_result_may_differ(
+        self, run_dir: Path, config: Config, section: str, values: dict[str, Any]
+    ) -> None:
+        assert different_settings(run_dir, changed(config, section, **values)) == []
+
+    @pytest.mark.parametrize(
+        ("section", "values"),
+        [
+            ("run", {"seed": 3}), ("train", {"steps": 3}), ("train", {"global_batch_rows": 24}),
+            ("train", {"precision": "fp32"}), ("train", {"gradient_clipping": 2.0}), ("model", {"base": None}),
+            ("data", {"seq_len": 32}), ("data", {"bos": False}), ("optim", {"weight_decay": 0.5}),
+            ("eval", {"every_steps": 3}), ("eval", {"tasks": {}}), ("adapter", {"noise_scale": 1.0}),
+        ],
+    )  # fmt: skip
+    def test_what_changes_the_result_may_not(
+        self, run_dir: Path, config: Config, section: str, values: dict[str, Any]
+    ) -> None:
+        assert different_settings(run_dir, changed(config, section, **values)) != []
+
+
+class TestDirectory:
+    def test_new_empty_or_its_own(self, config: Config) -> None:
+        assert directory_problems(config) == []
+        config.run.dir.mkdir()
+        assert directory_problems(config) == []
+        (config.run.dir / ".hidden").touch()
+        assert directory_problems(config) == []
+
+    def test_a_record_of_the_same_recipe(self, run_dir: Path, config: Config) -> None:
+        (run_dir / "metrics.jsonl").touch()
+        assert directory_problems(config) == []
+
+    def test_a_file(self, config: Config) -> None:
+        config.run.dir.touch()
+        assert directory_problems(config) == [f'run.dir = "{config.run.dir}": is a file, not a directory']
+
+    def test_somebody_elses_files(self, config: Config) -> None:
+        config.run.dir.mkdir()
+        (config.run.dir / "thesis.tex").touch()
+        assert directory_problems(config) == [
+            f'run.dir = "{config.run.dir}": holds files but no run.json; choose an empty or new directory'
+        ]
+
+    def test_a_start_that_ended_before_its_record_can_be_started_again(self, config: Config) -> None:
+        # rank 0 opens its log long before run.json; another rank may look in between.
+        (config.run.dir / "logs").mkdir(parents=True)
+        (config.run.dir / "logs" / "rank0.log").touch()
+        (config.run.dir / "PREEMPT").touch()
+        assert directory_problems(config) == []
+
+    def test_another_recipe(self, run_dir: Path, config: Config) -> None:
+        assert directory_problems(changed(config, "optim", lr=1e-5)) == [
+            f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:'
+            "\n      optim.lr: 0.005 there, 1e-05 here"
+        ]
+
+    def test_many_differences_are_cut_short(self, run_dir: Path, config: Config) -> None:
+        other = changed(
+            config, "adapter", rank=3, alpha=3.0, dropout=0.5, num_samples=3, noise_scale=3.0, kl_weight=3.0,
+            coop_weight=3.0, dirichlet_prior=3.0, estimator="sampled",
+        )  # fmt: skip
+        lines = directory_problems(other)[0].splitlines()
+        assert len(lines) == 10
+        assert lines[-1] == "      …"
+
+
+def test_a_nested_table_as_dotted_paths() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}, "f": None}) == {"a.b": 1, "a.c.d": [2], "e": {}, "f": None}
+
+
+class TestRedact:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--hf.token", "s3cret"], ["--hf.token=s3cret"], ["--hf_token", "s3cret"], ["HF_TOKEN=s3cret"],
+            ["--wandb.api-key", "s3cret"], ["--API_KEY=s3cret"], ["--apikey", "s3cret"], ["--password", "s3cret"],
+            ["--db.passwd=s3cret"], ["--client-secret", "s3cret"], ["--credentials=s3cret"], ["--token", "s3cret"],
+            ["--credential", "s3cret", "--optim.lr", "3"],
+        ],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_a_secret_is_never_written(self, arguments: list[str]) -> None:
+        shown = redact(["main.py", *arguments])
+        assert "s3cret" not in " ".join(shown)
+        assert "***" in " ".join(shown)
+        assert shown[1].partition("=")[0] == arguments[0].partition("=")[0]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--data.tokenizer", "tokenizer.model"], ["--data.tokenizer=tokenizer.model"], ["--optim.lr", "-1"],
+            ["--eval.tasks.x.context_tokens", "64"], ["--eval.tasks.x.continuation_tokens=24"], ["--recipe", "r.toml"],
+            ["--data.sources.secretary.path", "x"],
+        ],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_what_is_no_secret_stays(self, arguments: list[str]) -> None:
+        assert redact(["main.py", *arguments]) == ["main.py", *arguments]
+
+    def test_a_flag_hides_no_other_setting(self) -> None:
+        assert redact(["x", "--use.token", "--optim.lr", "3"]) == ["x", "--use.token", "--optim.lr", "3"]
+
+    def test_the_program_is_named_without_its_folder(self) -> None:
+        assert redact(["/home/somebody/repository/training/main.py", "--a", "/data"]) == ["main.py", "--a", "/data"]
+        assert redact([]) == []
+
+
+class TestRunJson:
+    def opened(self, config: Config, rank: int = 0, **facts: Any) -> RunRecord:
+        record = RunRecord(config.run.dir, world(rank, 2))
+        record.open(config, facts)
+        return record
+
+    def read(self, config: Config) -> dict[str, Any]:
+        return json.loads((config.run.dir / "run.json").read_text())
+
+    def test_what_a_new_record_says(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["/x/main.py", "--hf.token", "s3cret", "--optim.lr", "3"])
+        self.opened(config, base_fingerprint="abc")
+        found = self.read(config)
+        assert (found["schema"], found["status"], found["step"], found["steps"]) == (1, "running", 0, 20)
+        assert found["config"] == to_dict(config)
+        assert found["command"] == ["main.py", "--hf.token", "***", "--optim.lr", "3"]
+        assert found["world"] == {"size": 2, "launcher": "none", "local_size": 2}
+        assert found["base_fingerprint"] == "abc"
+        assert found["finished"] is None
+        assert len(found["starts"]) == 1
+        assert found["started"] == found["starts"][0]["at"]
+
+    def test_nothing_of_the_environment_is_in_it(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        canaries = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "SOME_HARMLESS_VARIABLE", "SLURM_JOB_ID", "USER")
+        for name in canaries:
+            monkeypatch.setenv(name, f"canary-{name}-value")
+        record = self.opened(config)
+        record.finish("failed", error="x")
+        text = (config.run.dir / "run.json").read_text()
+        assert "canary" not in text
+        assert not any(name in text for name in canaries[:4])
+
+    def test_a_later_start_keeps_when_it_began_and_every_start(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.opened(config).finish("preempted", step=5)
+        first = self.read(config)
+        first["started"] = first["starts"][0]["at"] = "2020-01-01T00:00:00+00:00"
+        write_json(config.run.dir / "run.json", first)
+        self.opened(config)
+        found = self.read(config)
+        assert found["started"] == "2020-01-01T00:00:00+00:00"
+        assert found["starts"][0]["at"] == "2020-01-01T00:00:00+00:00"
+        assert len(found["starts"]) == 2
+        assert (found["status"], found["finished"]) == ("running", None)
+
+    def test_only_rank_0_writes(self, config: Config) -> None:
+        record = self.opened(config, rank=1)
+        record.log_metrics({"step": 1})
+        record.cut_metrics(0)
+        record.finish("done")
+        assert not config.run.dir.exists()
+        assert record.content["status"] == "done"
+
+    def test_updates_are_written_now_and_then_but_a_status_at_once(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr(record_module.time, "monotonic", lambda: now)
+        record = self.opened(config)
+        record.update(step=1)
+        assert self.read(config)["step"] == 0
+        now = 1006.0
+        record.update(step=2)
+        assert self.read(config)["step"] == 2
+        record.update(step=3)
+        assert self.read(config)["step"] == 2
+        record.finish("done", step=4)
+        found = self.read(config)
+        assert (found["step"], found["status"]) == (4, "done")
+        assert found["finished"] is not None
+
+    def test_a_crash_while_writing_leaves_the_last_record(self, config: Config) -> None:
+        record = self.opened(config)
+        with pytest.raises(TypeError):
+            record.finish("done", junk=object())
+        assert self.read(config)["status"] == "running"
+
+
+class TestMetrics:
+    @pytest.fixture
+    def record(self, config: Config) -> RunRecord:
+        config.run.dir.mkdir()
+        return RunRecord(config.run.dir, world())
+
+    def test_lines_after_the_step_and_half_a_line_are_dropped(self, record: RunRecord) -> None:
+        path = record.dir / "metrics.jsonl"
+        for step in (1, 2, 3, 4):
+            record.log_metrics({"step": step, "loss": step / 10})
+        with path.open("a") as file:
+            file.write('{"step": 5, "lo')
+        record.cut_metrics(3)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert lines == [{"step": step, "loss": step / 10} for step in (1, 2, 3)]
+        record.log_metrics({"step": 4})
+        assert json.loads(path.read_text().splitlines()[-1]) == {"step": 4}
+        assert [file.name for file in record.dir.iterdir()] == ["metrics.jsonl"]
+
+    @pytest.mark.parametrize("line", ["", "[]", "3", "{}", '{"step": null}', '{"step": "x"}', "\x00\x00\x00"])
+    def test_a_line_that_is_no_measurement_is_dropped(self, record: RunRecord, line: str) -> None:
+        path = record.dir / "metrics.jsonl"
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+        record.cut_metrics(9)
+        assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+    def test_from_the_beginning_nothing_is_left(self, record: RunRecord) -> None:
+        record.cut_metrics(0)
+        assert not (record.dir / "metrics.jsonl").exists()
+        record.log_metrics({"step": 1})
+        record.cut_metrics(0)
+        assert (record.dir / "metrics.jsonl").read_text() == ""
+
+
+class TestFacts:
+    def test_versions_are_those_of_the_packages(self) -> None:
+        import torch
+
+        found = versions()
+        assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+        assert found["python"] == sys.version.split()[0]
+        assert {"deepspeed", "transformers", "safetensors"} <= found.keys()
+
+    def test_outside_a_checkout_there_is_no_commit(self, tmp_path: Path) -> None:
+        assert git_state(tmp_path) is None
+
+    def test_without_git_there_is_no_commit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert git_state(ROOT) is None
+
+    def test_commit_and_changed_files(self, tmp_path: Path) -> None:
+        def git(*arguments: str) -> str:
+            who = ["-c", "user.name=x", "-c", "user.email=x@localhost", "-c", "commit.gpgsign=false"]
+            command = ["git", "-C", str(tmp_path), *who, *arguments]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+        try:
+            git("init", "-q")
+        except OSError:
+            pytest.skip("no git here")
+        git("commit", "-q", "--allow-empty", "-m", "x")
+        assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "changed_files": 0}
+        (tmp_path / "new.py").touch()
+        assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "changed_files": 1}
+
+
+LOG = """
+import logging, sys, warnings
+from pathlib import Path
+from training.record import open_log
+log = open_log(Path(sys.argv[1]), 3)
+log.info("said")
+logging.getLogger("some.library").warning("warned")
+warnings.warn("a warning")
+import ctypes
+ctypes.string_at(0)
+"""
+
+
+def test_a_ranks_log_has_messages_warnings_and_the_stack_of_a_crash(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOG, str(tmp_path)], env=env, capture_output=True, timeout=60)
+    assert done.returncode < 0
+    text = (tmp_path / "logs" / "rank3.log").read_text()
+    assert "INFO palimpsest: said" in text
+    assert "WARNING some.library: warned" in text
+    assert "UserWarning: a warning" in text
+    assert "Segmentation fault" in text
+    assert "string_at" in text
+    assert "said" not in done.stdout.decode()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import OptimConfig
+from training.schedule import lr_factor
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 0.0), (500, 0.5), (999, 0.999), (1000, 1.0), (10_000, 1.0), (20_345, 1.0), (22_888, 0.5), (25_431, 0.0),
+    ],
+)  # fmt: skip
+def test_the_trapezoid_of_a_published_run(step: int, factor: float) -> None:
+    # 20B tokens in 25,431 steps, 1,000 of warm-up and the last fifth (5,086) of cooldown.
+    config = OptimConfig(schedule="trapezoid", warmup_steps=1000, cooldown_steps=5086)
+    assert lr_factor(step, 25_431, config) == pytest.approx(factor, abs=1e-12)
+
+
+def test_the_trapezoids_last_fraction() -> None:
+    config = OptimConfig(schedule="trapezoid", cooldown_steps=10, final_lr_fraction=0.2)
+    assert [lr_factor(step, 100, config) for step in (0, 89, 90)] == [1.0, 1.0, 1.0]
+    assert lr_factor(95, 100, config) == pytest.approx(0.6)
+    assert lr_factor(100, 100, config) == pytest.approx(0.2)
+
+
+def torch_rates(scheduler_of: type, steps: int, **options: float) -> list[float]:
+    """What a scheduler of torch gives for a peak of 1, from step 0 to `steps`."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = scheduler_of(optimizer, **options)
+    rates = [scheduler.get_last_lr()[0]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    return rates
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_cosine_is_torchs(final: float) -> None:
+    expected = torch_rates(torch.optim.lr_scheduler.CosineAnnealingLR, 40, T_max=40, eta_min=final)
+    config = OptimConfig(schedule="cosine", final_lr_fraction=final)
+    assert [lr_factor(step, 40, config) for step in range(41)] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("final", [0.1, 0.5])
+def test_linear_is_torchs(final: float) -> None:
+    options = {"start_factor": 1.0, "end_factor": final, "total_iters": 40}
+    expected = torch_rates(torch.optim.lr_scheduler.LinearLR, 40, **options)
+    config = OptimConfig(schedule="linear", final_lr_fraction=final)
+    assert [lr_factor(step, 40, config) for step in range(41)] == pytest.approx(expected, abs=1e-9)
+
+
+def test_constant() -> None:
+    config = OptimConfig(schedule="constant", warmup_steps=4, final_lr_fraction=0.3)
+    assert [lr_factor(step, 8, config) for step in range(8)] == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_after_a_warmup_the_shape_begins_at_the_peak(schedule: str) -> None:
+    config = OptimConfig(schedule=schedule, warmup_steps=10)  # type: ignore[arg-type]
+    assert lr_factor(10, 30, config) == 1.0
+    assert lr_factor(20, 30, config) == pytest.approx(0.5)
+    assert lr_factor(30, 30, config) == pytest.approx(0.0, abs=1e-12)
+
+
+schedules = st.sampled_from(["constant", "linear", "cosine", "trapezoid"])
+
+
+@given(
+    schedule=schedules, warmup=st.integers(0, 50), cooldown=st.integers(1, 50), flat=st.integers(0, 50),
+    final=st.floats(0, 1),
+)  # fmt: skip
+def test_every_schedule_rises_to_the_peak_then_falls_to_the_last_fraction(
+    schedule: str, warmup: int, cooldown: int, flat: int, final: float
+) -> None:
+    steps = warmup + cooldown + flat
+    config = OptimConfig(
+        schedule=schedule, warmup_steps=warmup, final_lr_fraction=final,  # type: ignore[arg-type]
+        cooldown_steps=cooldown if schedule == "trapezoid" else 0,
+    )  # fmt: skip
+    factors = [lr_factor(step, steps, config) for step in range(steps + 1)]
+    assert all(0 <= factor <= 1 + 1e-12 for factor in factors)
+    assert factors[warmup] == pytest.approx(1.0)
+    assert all(a <= b for a, b in pairwise(factors[: warmup + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(factors[warmup:]))
+    assert factors[-1] == pytest.approx(1.0 if schedule == "constant" else final, abs=1e-12)
+    assert not any(map(math.isnan, factors))
