@@ -49,18 +49,20 @@ def print_plan(recipe: Path, ranks: int, overrides: list[str]) -> int:
         print(f"\n{error}\n", file=sys.stderr)
         return 2
     table = Table(title=f"{recipe.name} on {ranks} rank(s)", title_justify="left")
-    columns = ("adapter.kind", "parameters", "trained", "states/rank", "checkpoint", "micro-batches/step")
+    columns = ("adapter.kind", "parameters", "trained", "states per rank", "checkpoint")
     for column in columns:
         table.add_column(column, justify="left" if column == "adapter.kind" else "right")
     for cost in plans:
         table.add_row(
             cost.kind, f"{cost.total_parameters:,}", f"{cost.trainable_parameters:,}",
-            decimal(int(cost.state_bytes_per_rank)), decimal(cost.checkpoint_bytes),
-            str(cost.micro_batches_per_step), style="bold" if cost.kind == config.adapter.kind else None,
+            decimal(int(cost.state_bytes_per_rank)), decimal(cost.checkpoint_bytes), style="bold" if cost.kind == config.adapter.kind else None,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{cost.tokens_per_step:,} tokens per step, {cost.tokens:,} in {config.train.steps:,} steps.")
+    console.print(
+        f"{cost.tokens_per_step:,} tokens per step in {cost.micro_batches_per_step} micro-batch(es) per rank, "
+        f"{cost.tokens:,} in {config.train.steps:,} steps."
+    )
     console.print("States: weights, gradients, fp32 masters and AdamW moments under ZeRO-3; activations come on top.")
     return 0
 

@@ -102,7 +102,8 @@ def report(draft: Draft, config: Any, path: str, message: str) -> None:
     value: Any = config
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
-    shown = None if dataclasses.is_dataclass(value) or isinstance(value, dict) else value
+    is_said = re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", message)
+    shown = None if dataclasses.is_dataclass(value) or isinstance(value, dict) or is_said else value
     draft.wrong(path, draft.source.get(path, "default"), message, shown)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -130,10 +131,10 @@ def from_mpi(env: MutableMapping[str, str]) -> World:
 def from_slurm(env: MutableMapping[str, str]) -> World:
     """srun, one task per GPU: Slurm's own variables, no MPI or PMIx involved."""
     tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
-    address = env.get("MASTER_ADDR") or env.get("SLURM_LAUNCH_NODE_IPADDR")
     nodes = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or "1")
-    if nodes == 1:
-        address = env.get("MASTER_ADDR") or "127.0.0.1"
+    address = env.get("MASTER_ADDR") or ("127.0.0.1" if nodes == 1 else first_node(env))
+    # srun's own address, rank 0's inside a batch script; started from a login node, it is the login node's.
+    address = address or env.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None:
         raise WorldError("srun started several nodes and neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR is set")
     port = int(env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
@@ -143,6 +144,16 @@ def from_slurm(env: MutableMapping[str, str]) -> World:
         local_size=tasks_on_node(per_node, int(env.get("SLURM_NODEID", "0"))),
         master_addr=address, master_port=port, launcher="srun",
     )  # fmt: skip
+
+
+def first_node(env: MutableMapping[str, str]) -> str | None:
+    """Name of the node of rank 0, the first of Slurm's list such as 'gpu[07-09,12],big1'; None if it doesn't resolve."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
+    name = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
+    try:
+        return name if name and socket.gethostbyname(name) else None
+    except OSError:
+        return None
 
 
 def tasks_on_node(tasks_per_node: str, node: int) -> int:

@@ -26,11 +26,11 @@ class TestPlan:
         # hidden 192, 4 layers, tied vocabulary of 2,048.
         number = 2048 * 192 + 4 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192
         assert [cell.strip() for cell in full] == [
-            "none", f"{number:,}", f"{number:,}", f"{18 * number / 3e6:.1f} MB", f"{12 * number / 1e6:.1f} MB", "2",
+            "none", f"{number:,}", f"{number:,}", f"{18 * number / 3e6:.1f} MB", f"{12 * number / 1e6:.1f} MB",
         ]  # fmt: skip
         assert "│ lora " in printed
         assert "│ monteclora " in printed
-        assert "768 tokens per step, 15,360 in 20 steps." in printed
+        assert "768 tokens per step in 2 micro-batch(es) per rank, 15,360 in 20 steps." in printed
 
     def test_a_wrong_recipe(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plan", str(recipe), "--ranks", "5", "--optim.lr", "-1"]) == 2

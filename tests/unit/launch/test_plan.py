@@ -153,6 +153,13 @@ class TestShapes:
         with pytest.raises(PlanError, match=message):
             shape_of(config)
 
+    def test_an_adapter_with_nothing_to_adapt(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        adapter = dataclasses.replace(config.adapter, targets=("query", "value"))
+        shape = Shape(hidden=8, intermediate=16, layers=1, heads=2, kv_heads=2, head_dim=4, vocab=9, is_tied=True)
+        with pytest.raises(PlanError, match="^adapter.targets query, value: no linear layer of the model matches$"):
+            make_plan(dataclasses.replace(config, adapter=adapter), shape, 1, "lora")
+
     def test_another_kind_of_model(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
         write_base(tmp_path / "base", n_embd=8)

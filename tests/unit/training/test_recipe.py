@@ -361,7 +361,11 @@ class TestPaths:
 
     def test_a_missing_file_is_shown_with_its_whole_path(self, tmp_path: Path) -> None:
         problem = only_problem(tmp_path, text=RECIPE.replace('"train.jsonl"', '"none.jsonl"'))
-        assert problem.startswith(f'data.sources.text.path = "{tmp_path}/none.jsonl" (RECIPE): ')
+        assert problem.startswith(f"data.sources.text.path (RECIPE): {tmp_path}/none.jsonl does not exist")
+
+    def test_a_value_that_the_message_names_is_not_shown_twice(self, tmp_path: Path) -> None:
+        assert only_problem(tmp_path, "--adapter.rank", "0").startswith("adapter.rank (command line): is 0; ")
+        assert only_problem(tmp_path, "--optim.lr", "0").startswith("optim.lr = 0.0 (command line): must be greater")
 
 
 class TestRunDirectory:
@@ -421,7 +425,7 @@ class TestAllAtOnce:
             'adapter.kind = "x" (command line): must be one of',
             "--seed (command line): unknown setting; did you mean run.seed?",
             "command line: 'extra' is no setting",
-            f'data.sources.text.path = "{tmp_path}/none.jsonl" (RECIPE): ',
+            f"data.sources.text.path (RECIPE): {tmp_path}/none.jsonl does not exist",
             "optim.lr = -1.0 (command line): must be greater than 0",
             "train.global_batch_rows = 12 (RECIPE): must be divisible by the world size, which is 5",
         )

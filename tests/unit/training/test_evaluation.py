@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evals.config import EvalConfig, TaskConfig
+from tests.unit.training.minimal import minimal_config
+from training.config import Config
+from training.evaluation import check_tokenizer
+from training.recipe import ConfigError
+
+
+def tokenizer(vocab_size: int, bos_id: int | None) -> Any:
+    return SimpleNamespace(vocab_size=vocab_size, bos_id=bos_id)
+
+
+def random_model(tmp_path: Path) -> Config:
+    config = minimal_config(tmp_path)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, base=None))
+
+
+def test_a_tokenizer_that_fits(tmp_path: Path) -> None:
+    config = random_model(tmp_path)
+    size = config.vocab_size()
+    assert size is not None
+    check_tokenizer(tokenizer(size, 1), config)
+    check_tokenizer(tokenizer(size - 1, 1), config)
+
+
+def test_every_contradiction_is_named(tmp_path: Path) -> None:
+    config = random_model(tmp_path)
+    task = TaskConfig(kind="bits_per_byte", domain="new", path=tmp_path / "heldout.jsonl")
+    config = dataclasses.replace(config, eval=EvalConfig(tasks={"new": task}))
+    size = config.vocab_size()
+    assert size is not None
+    with pytest.raises(ConfigError) as caught:
+        check_tokenizer(tokenizer(size + 1, None), config)
+    named = f'data.tokenizer = "{config.data.tokenizer}"'
+    assert caught.value.problems == [
+        f"{named}: has {size + 1} ids, the model knows only {size}",
+        f"{named}: has no BOS token, which the tasks of [eval] start with",
+    ]
