@@ -31,7 +31,9 @@ def test_settings_exist() -> None:
 @pytest.mark.parametrize("module", ["launch", "data_pipeline", "evals"])
 def test_subcommands_exist(module: str) -> None:
     named = set(re.findall(rf"python -m {module} (\w+)", README))
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert named
     assert [name for name in named if name not in done.stdout] == []

@@ -121,6 +121,21 @@ class TestSrun:
         with pytest.raises(WorldError, match="srun started several nodes and neither MASTER_ADDR nor SLURM_LAUNCH"):
             detect_world(env)
 
+    @pytest.mark.parametrize(
+        ("nodes", "first"),
+        [("gpu[07-09,12],big1", "gpu07"), ("rack[0-1]n[3-5]", "rack0n3"), ("n1,n2", "n1"), ("gpu12", "gpu12")],
+    )
+    def test_rank_0_is_on_the_steps_first_node(self, nodes: str, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("socket.gethostbyname", lambda name: "10.1.1.1")
+        assert detect_world({**SRUN, "SLURM_STEP_NODELIST": nodes}).master_addr == first
+
+    def test_a_first_node_that_does_not_resolve(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(name: str) -> str:
+            raise OSError
+
+        monkeypatch.setattr("socket.gethostbyname", refuse)
+        assert detect_world({**SRUN, "SLURM_STEP_NODELIST": "n[1-2]"}).master_addr == "10.0.0.7"
+
     def test_an_incomplete_environment(self) -> None:
         env = {key: value for key, value in SRUN.items() if key != "SLURM_LOCALID"}
         with pytest.raises(WorldError, match=r"^the launcher's variables are incomplete: 'SLURM_LOCALID'$"):
