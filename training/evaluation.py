@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_pipeline.encoding import Tokenizer
 from evals import evaluate, write_result
 from training.config import Config
+from training.display import Display
 from training.engine import Engine
-from training.progress import Display
+from training.progress import Progress
 from training.recipe import ConfigError
 from training.stopping import StopRequest
-
-if TYPE_CHECKING:
-    from training.loop import Progress
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: Config) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from training.batches import chain_hash, take_step
 from training.config import Config
+from training.display import Display
 from training.engine import Engine
 from training.evaluation import Evaluation
 from training.flops import flops_per_token, peak_flops
-from training.progress import Display
+from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
 from training.stopping import StopRequest
@@ -23,26 +23,6 @@ from training.stopping import StopRequest
 
 class TooManySkippedSteps(RuntimeError):
     """Gradients stayed non-finite for train.max_skipped_steps steps in a row."""
-
-
-@dataclass
-class Progress:
-    """How far the run is; saved in every checkpoint."""
-
-    step: int = 0
-    tokens_seen: int = 0
-    """Input tokens of all ranks."""
-    data_hash: str = ""
-    """Running hash of every batch so far."""
-    seconds: float = 0.0
-    """Wall time of training, without start-up, evaluation and saving."""
-    eval_seconds: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest."""
-        return asdict(self)
 
 
 def train(
@@ -93,9 +73,8 @@ def train(
             )
         if num_stops:
             return saver.stopped(progress)
-        is_save_due = progress.step % config.checkpoint.every_steps == 0
-        if (is_save_due and not is_last) and not saver.save(progress):
-            return False
+        if progress.step % config.checkpoint.every_steps == 0 and not is_last:
+            saver.save(progress)
         every = config.eval.every_steps
         if (is_last or (every and progress.step % every == 0)) and not evaluation.run(progress):
             return saver.stopped(progress)

@@ -52,12 +52,13 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     quiet_libraries()
     from data_pipeline import TokenStream, load_tokenizer
     from monteclora import attach_adapter
+    from training.display import Display
     from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed, rank_0_first
     from training.evaluation import Evaluation, check_tokenizer
     from training.export import export
-    from training.loop import Progress, train
+    from training.loop import train
     from training.model import base_fingerprint, build_model, count_parameters
-    from training.progress import Display
+    from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
 

@@ -1,83 +1,26 @@
-"""What a person sees while the run goes on: a bar on a terminal, plain lines otherwise. Rank 0 only."""
+"""How far a run is."""
 
 from __future__ import annotations
 
-import sys
-import time
-from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-PLAIN_SECONDS = 10.0
-"""Least time between two plain lines."""
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
-class Display:
-    """Progress of training and evaluation; silent on ranks other than 0."""
+@dataclass
+class Progress:
+    """How far the run is; saved in every checkpoint."""
 
-    def __init__(self, *, label: str, steps: int, is_shown: bool) -> None:
-        self.label, self.steps, self.is_shown = label, steps, is_shown
-        self.console = Console(file=sys.stdout, highlight=False, quiet=not is_shown)
-        self.is_live = is_shown and self.console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=self.console,
-            disable=not self.is_live,
-            transient=False,
-        )
-        self._train = self._bar.add_task(label, total=steps, note="", visible=False)
-        self._eval = self._bar.add_task("  evaluating", total=1, note="", visible=False)
-        self._started = self._first_step = None  # type: float | None
-        self._printed = 0.0
+    step: int = 0
+    tokens_seen: int = 0
+    """Input tokens of all ranks."""
+    data_hash: str = ""
+    """Running hash of every batch so far."""
+    seconds: float = 0.0
+    """Wall time of training, without start-up, evaluation and saving."""
+    eval_seconds: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self.console.print(f"{self.label}: {text}", markup=False, emoji=False, soft_wrap=True)
-
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Training has reached `step`."""
-        note = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
-        if self.is_live:
-            self._bar.update(self._eval, visible=False)
-            self._bar.update(self._train, completed=step, note=note, visible=True)
-            return
-        now = time.monotonic()
-        if self._started is None or self._first_step is None:
-            self._started, self._first_step = now, step
-        if now - self._printed < PLAIN_SECONDS and step != self.steps:
-            return
-        self._printed = now
-        done = step - self._first_step
-        left = f"  {clock((self.steps - step) * (now - self._started) / done)} left" if done else ""
-        self.say(f"step {step}/{self.steps}  {note}{left}")
-
-    def evaluating(self, done: int, total: int) -> None:
-        """An evaluation has done `done` of `total` forward passes."""
-        if self.is_live:
-            self._bar.update(self._eval, completed=done, total=total, visible=done < total)
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._printed = time.monotonic()
-            self.say(f"evaluating {done}/{total}")
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a manifest."""
+        return asdict(self)

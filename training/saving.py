@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_pipeline import TokenStream
 from data_pipeline.stream import merge_states
 from training import checkpoint
 from training.config import Config
+from training.display import Display
 from training.engine import OPTIMIZER_STATES, Engine, from_rank_0
-from training.progress import Display
+from training.progress import Progress
 from training.record import RunRecord
-
-if TYPE_CHECKING:
-    from training.loop import Progress
 
 log = logging.getLogger("palimpsest")
 
@@ -37,10 +35,10 @@ class Saver:
         """Folder of the run's checkpoints."""
         return self._config.run.dir / "checkpoints"
 
-    def save(self, progress: Progress) -> bool:
-        """Write a checkpoint of the current step; always True (a failed save raises)."""
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint of the current step, unless there is one."""
         if self._saved_step == progress.step:
-            return True
+            return
         began = time.perf_counter()
         engine, world = self._engine, self._engine.world
         if world.rank == 0:
@@ -59,7 +57,6 @@ class Saver:
         self._saved_step = progress.step
         self._record.update(last_checkpoint=progress.step)
         log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
-        return True
 
     def _manifest(
         self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]

@@ -13,11 +13,11 @@ from data_pipeline import TokenStream
 from monteclora import attach_adapter
 from training.batches import chain_hash, take_step
 from training.config import Config
+from training.display import Display
 from training.ds_json import read_ds_config
 from training.engine import Engine, complete_ds_config, init_distributed, parameter_groups
 from training.loss import IGNORE, summed_cross_entropy
 from training.model import build_model
-from training.progress import Display
 from training.randomness import micro_batch_seed
 from training.recipe import load_config
 from training.record import RunRecord
@@ -151,7 +151,7 @@ def plain_curve(recipe: str, overrides: list[str], steps: int) -> list[list[Any]
 
 def save_then_continue(recipe: str, overrides: list[str], first: int, last: int) -> dict[str, Any]:
     """Train to `first`, save, train on to `last` without interruption."""
-    from training.loop import Progress
+    from training.progress import Progress
 
     run = Run(recipe, overrides, start())
     before = run.train(0, first)
@@ -162,7 +162,7 @@ def save_then_continue(recipe: str, overrides: list[str], first: int, last: int)
 
 def resume_and_continue(recipe: str, overrides: list[str], last: int) -> dict[str, Any]:
     """Load the newest checkpoint into a new engine and train on."""
-    from training.loop import Progress
+    from training.progress import Progress
 
     run = Run(recipe, overrides, start())
     progress = Progress()

@@ -157,7 +157,7 @@ class TestShapes:
         config = minimal_config(tmp_path)
         adapter = dataclasses.replace(config.adapter, targets=("query", "value"))
         shape = Shape(hidden=8, intermediate=16, layers=1, heads=2, kv_heads=2, head_dim=4, vocab=9, is_tied=True)
-        with pytest.raises(PlanError, match="^adapter.targets query, value: no linear layer of the model matches$"):
+        with pytest.raises(PlanError, match=r"^adapter\.targets query, value: no linear layer of the model matches$"):
             make_plan(dataclasses.replace(config, adapter=adapter), shape, 1, "lora")
 
     def test_another_kind_of_model(self, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from training import progress
-from training.progress import Display, clock
+from training import display
+from training.display import Display, clock
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: found.now)
+    monkeypatch.setattr(display.time, "monotonic", lambda: found.now)
     return found
 
 
