@@ -151,12 +151,13 @@ def _task_table(report: Report) -> str:
             f"<span>{escape(task)}<small>{kind} text, {escape(str(metric))}, {better} is better{chance}</small></span>"
         )
         rows.append([name, fmt.score(before), *(_after(entry, task) for entry in methods)])
-    count = sorted({str(t.get("n")) for t in methods[0]["initial"].values()})
+    counts = [t["n"] for t in methods[0]["initial"].values() if t.get("n")]
+    count = " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "No"
     headers = ["Test", "Before", *(_title(entry["label"]) for entry in methods)]
     return (
         "<h2>Every test, before and after</h2>\n"
         + _table(headers, rows)
-        + f'\n<p class="soft">{" or ".join(count)} examples per test. '
+        + f'\n<p class="soft">{count} examples per test. '
         "Green: clearly better than before. Orange: clearly worse. Plain: no clear change.</p>"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ INK = "#1b1f24"
 """Text and axes. Unused for anything else, so that the page can replace it by its own colour."""
 KIND_COLORS = {"none": "#d9541e", "lora": "#2f7fd0", "monteclora": "#129a74"}
 OTHER_COLORS = ("#9a5fc9", "#b8860b", "#c2417e", "#5b7f95")
+LINE_STYLES = ("-", "-", "--", ":", "-.")
+"""Two curves in one place both show: full finetuning and LoRA are solid, MonteCLoRA on top of LoRA is dashed."""
 _FONT_SIZE = 11
 _STYLE: Any = {
     "font.size": _FONT_SIZE,
@@ -54,9 +57,19 @@ def learning_forgetting(report: Mapping[str, Any]) -> Figure | None:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(5.2, 4.3)
         boxes = []
-        for _, point_color, x, y in points:
+        # The first is largest, so that methods with equal results all stay visible.
+        sizes = range(7 + 2 * len(points), 7, -2)
+        for (_, point_color, x, y), size in zip(points, sizes, strict=True):
             axes.errorbar(
-                x["value"], y["value"], xerr=_arm(x), yerr=_arm(y), fmt="o", color=point_color, ms=8, lw=1.6, capsize=3
+                x["value"],
+                y["value"],
+                xerr=_arm(x),
+                yerr=_arm(y),
+                fmt="o",
+                color=point_color,
+                ms=size,
+                lw=1.6,
+                capsize=3,
             )
         axes.axvline(0, color=INK, lw=0.8, alpha=0.35)
         axes.axhline(0, color=INK, lw=0.8, alpha=0.35)
@@ -79,13 +92,13 @@ def loss_curves(curves: Sequence[tuple[str, str, Sequence[Sequence[float]]]]) ->
         return None
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(5.2, 3.2)
-        for label, color, points in curves:
-            axes.plot([p[0] for p in points], [p[1] for p in points], color=color, lw=1.8, label=label)
+        for (label, color, points), style in zip(curves, itertools.cycle(LINE_STYLES), strict=False):
+            axes.plot([p[0] for p in points], [p[1] for p in points], style, color=color, lw=1.8, label=label)
         axes.set_xlabel("tokens read")
         axes.set_ylabel("training loss (nats per token)")
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1), borderpad=0)
     return figure
 
 
