@@ -14,15 +14,15 @@ from training.engine import MicroBatch
 if TYPE_CHECKING:
     from data_pipeline.stream import Row
 
-HASH_BITS = 40
-"""Row hashes are summed over up to 2^13 rows in fp64, which is exact up to 2^53."""
+HASH_SIZE = 2**40
+"""Row hashes are summed modulo this, so that fp64 adds those of up to 2^13 ranks exactly."""
 
 
 def take_step(rows: Iterator[Row], *, num_rows: int, micro_batch_rows: int) -> tuple[list[MicroBatch], int]:
     """Take this rank's next `num_rows` rows; return its micro-batches and the sum of their row hashes."""
     taken = [next(rows) for _ in range(num_rows)]
     batches = [stack(taken[i : i + micro_batch_rows]) for i in range(0, num_rows, micro_batch_rows)]
-    return batches, sum(row_hash(row) for row in taken)
+    return batches, sum(row_hash(row) for row in taken) % HASH_SIZE
 
 
 def stack(rows: list[Row]) -> MicroBatch:
@@ -42,7 +42,7 @@ def row_hash(row: Row) -> int:
     digest = hashlib.blake2b(str(row.lane).encode(), digest_size=8)
     for values in (row.input_ids, row.labels, row.position_ids):
         digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
-    return int.from_bytes(digest.digest(), "little") >> (64 - HASH_BITS)
+    return int.from_bytes(digest.digest(), "little") % HASH_SIZE
 
 
 def chain_hash(previous: str, step_sum: int) -> str:
@@ -50,4 +50,4 @@ def chain_hash(previous: str, step_sum: int) -> str:
 
     `step_sum` is the sum of the step's row hashes over all ranks, so it does not know how rows are split over ranks.
     """
-    return hashlib.blake2b(f"{previous}/{step_sum}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(f"{previous}/{step_sum % HASH_SIZE}".encode(), digest_size=16).hexdigest()

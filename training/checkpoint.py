@@ -62,9 +62,9 @@ def unfinished_folder(root: Path, step: int) -> Path:
 
 def start(root: Path, step: int) -> None:
     """Make an empty folder to assemble a checkpoint in (rank 0; other ranks wait)."""
-    folder = unfinished_folder(root, step)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    for leftover in root.glob(".*.unfinished"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished_folder(root, step).mkdir(parents=True)
 
 
 def finish(root: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:

@@ -303,7 +303,7 @@ class Config:
         elif (rows // world_size) % micro:
             yield (
                 "train.micro_batch_rows",
-                (f"must divide the {rows // world_size} rows that each of {world_size} ranks has per step"),
+                f"must divide the {rows // world_size} rows that each rank has per step at world size {world_size}",
             )
 
     def _tokenizer_problems(self) -> Iterator[Problem]:

@@ -186,11 +186,12 @@ class Engine:
             self.deepspeed.backward(loss * (self.world.size / max(1, targets)), scale_wrt_gas=False)
             self.deepspeed.step()
         sums = self.sum_over_ranks([loss_sum.item(), penalty_sum.item()])
+        norm = self.deepspeed.get_global_grad_norm()  # None before the first step that was not skipped
         return StepResult(
             loss=sums[0] / max(1, targets),
             targets=targets,
             lr=lr,
-            grad_norm=float(self.deepspeed.get_global_grad_norm()),
+            grad_norm=float("nan") if norm is None else float(norm),
             penalty=sums[1] / (len(batch) * self.world.size) if self.has_penalty else None,
             is_applied=bool(self.deepspeed.was_step_applied()),
         )

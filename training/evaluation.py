@@ -48,6 +48,13 @@ class Evaluation:
         """Where the scores after `step` steps are."""
         return self._config.run.dir / "evals" / f"{step}.json"
 
+    def drop_after(self, step: int) -> None:
+        """Remove scores of later steps, which a resumed run will reach again (rank 0)."""
+        if self._engine.world.rank == 0:
+            for path in self.path(step).parent.glob("[0-9]*.json"):
+                if path.stem.isdigit() and int(path.stem) > step:
+                    path.unlink()
+
     def run(self, progress: Progress) -> bool:
         """Score the model now unless that was done before; return False when asked to stop meanwhile."""
         tasks = self._config.eval.tasks

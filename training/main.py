@@ -66,12 +66,13 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     tokenizer = load_tokenizer(config.data.tokenizer)
     check_tokenizer(tokenizer, config)
     log = open_log(config.run.dir, world.rank)
+    record = RunRecord(config.run.dir, world)
+    record.lock()
     display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), adapter {config.adapter.kind}, in {config.run.dir}")
     init_distributed(world, display.say)
     ds_config = complete_ds_config(command.ds_config, config, world)
 
-    record = RunRecord(config.run.dir, world)
     num_lanes = config.train.global_batch_rows
     with rank_0_first(world):
         # The first to come writes the index of the documents, the others find it.
@@ -100,6 +101,7 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     if saver.resume(progress):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     record.cut_metrics(progress.step)
+    evaluation.drop_after(progress.step)
     record.update(**progress.as_dict())
     display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
 
@@ -117,12 +119,14 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         record.finish("preempted", **progress.as_dict(), stopped_by=stop.reason)
         display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
         engine.close()
+        record.unlock()
         return EXIT_PREEMPTED
     if config.checkpoint.export:
         display.say(f"exported to {export(engine, tokenizer, config)}")
     record.finish("done", **progress.as_dict())
     display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     engine.close()
+    record.unlock()
     return EXIT_DONE
 
 

@@ -7,9 +7,11 @@ with the values of anything that looks like a secret blanked.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -18,11 +20,14 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from training.config import Config, to_dict
 from training.files import read_json, sync_file, write_json
+from training.recipe import ConfigError
 from training.world import World
+
+log = logging.getLogger("palimpsest")
 
 SCHEMA = 1
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "sentencepiece", "numpy")
@@ -61,6 +66,9 @@ def directory_problems(config: Config) -> list[str]:
     if lines := different_settings(run_dir, config):
         shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
         return [f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}']
+    existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f'run.dir = "{run_dir}": {existing} can\'t be written']
     # A start that ended before its run.json has made logs/; so may another rank of this start by now.
     foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT"}
     if not (run_dir / "run.json").exists() and foreign:
@@ -84,11 +92,35 @@ class RunRecord:
         self.world = world
         self.content: dict[str, Any] = {}
         self._written = 0.0
+        self._lock: TextIO | None = None
 
     @property
     def is_writer(self) -> bool:
         """Whether this rank writes the shared files."""
         return self.world.rank == 0
+
+    def lock(self) -> None:
+        """Make sure that no other start of this run is going on; held until this process ends (rank 0).
+
+        Raises:
+            ConfigError: when one is.
+        """
+        if not self.is_writer:
+            return
+        self._lock = (self.dir / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise ConfigError([f'run.dir = "{self.dir}": another start of this run is going on']) from None
+        except OSError as error:
+            log.warning("no lock on %s (%s): don't start this run twice at once", self.dir, error)
+
+    def unlock(self) -> None:
+        """Let another start of this run begin."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def open(self, config: Config, facts: dict[str, Any]) -> None:
         """Create or continue run.json; `facts` are added to it (parameters, fingerprints...)."""
@@ -135,7 +167,7 @@ class RunRecord:
         """Append a line to metrics.jsonl (rank 0)."""
         if self.is_writer:
             with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({key: finite(value) for key, value in line.items()}) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`, and a half-written last one: the resumed run will write them again (rank 0)."""
@@ -153,6 +185,11 @@ class RunRecord:
         temporary.write_text("".join(kept), encoding="utf-8")
         sync_file(temporary)
         temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for an infinity or NaN, which JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_log(run_dir: Path, rank: int) -> logging.Logger:

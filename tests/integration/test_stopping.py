@@ -162,3 +162,31 @@ def test_sigterm_on_one_rank_stops_all(tiny_recipe: Path, tmp_path: Path) -> Non
     assert process.returncode == 0, output
     assert f"damaged checkpoint ignored: {shard}: content differs from what was written" in output
     assert "resuming after step 8 of" in output
+
+
+def test_gradients_that_are_not_finite(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Skipped on all ranks, counted, and after some in a row the run ends with a checkpoint and the reason."""
+    out = tmp_path / "run"
+    arguments = command(tiny_recipe, out, *deepspeed())
+    arguments += [
+        "--adapter.kind",
+        "none",
+        "--optim.lr",
+        "1e30",
+        "--optim.warmup_steps",
+        "3",
+        "--train.max_skipped_steps",
+        "4",
+    ]
+    process = start(arguments)
+    output = end(process)
+    assert process.returncode == 1, output
+    lines = metrics(out)
+    assert [line["skipped_steps"] for line in lines[-4:]] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] is None
+    message = f"gradients were not finite for 4 steps in a row, up to step {lines[-1]['step']}"
+    assert message in output
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert message in record["error"]
+    assert (out / "checkpoints" / str(lines[-1]["step"]) / "MANIFEST.json").exists()

@@ -256,3 +256,11 @@ class TestOtherParameters:
         assert str(caught.value) == (
             f"{tmp_path}/1: holds other trainable parameters than this run, for example {message}"
         )
+
+
+def test_leftovers_of_killed_saves_are_removed(tmp_path: Path) -> None:
+    checkpoint.start(tmp_path, 5)
+    (checkpoint.unfinished_folder(tmp_path, 5) / "half").touch()
+    checkpoint.start(tmp_path, 9)
+    assert [path.name for path in tmp_path.iterdir()] == [".9.unfinished"]
+    assert list(checkpoint.unfinished_folder(tmp_path, 9).iterdir()) == []

@@ -284,7 +284,7 @@ class TestWholeConfig:
             assert all(rows % int(size) == 0 for size in near)
         elif found:
             assert found == {
-                "train.micro_batch_rows": f"must divide the {rows // world} rows that each of {world} ranks has per step"
+                "train.micro_batch_rows": f"must divide the {rows // world} rows that each rank has per step at world size {world}"
             }
 
     def test_as_plain_values_it_survives_json(self, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from evals.config import EvalConfig, TaskConfig
 from tests.unit.training.minimal import minimal_config
 from training.config import Config
-from training.evaluation import check_tokenizer
+from training.evaluation import Evaluation, check_tokenizer
 from training.recipe import ConfigError
 
 
@@ -44,3 +44,16 @@ def test_every_contradiction_is_named(tmp_path: Path) -> None:
         f"{named}: has {size + 1} ids, the model knows only {size}",
         f"{named}: has no BOS token, which the tasks of [eval] start with",
     ]
+
+
+@pytest.mark.parametrize(("rank", "left"), [(0, ["0", "8"]), (1, ["0", "12", "8", "9"])])
+def test_scores_of_steps_that_will_come_again_are_dropped(tmp_path: Path, rank: int, left: list[str]) -> None:
+    config = minimal_config(tmp_path)
+    folder = config.run.dir / "evals"
+    folder.mkdir(parents=True)
+    for step in (0, 8, 9, 12):
+        (folder / f"{step}.json").touch()
+    engine: Any = SimpleNamespace(world=SimpleNamespace(rank=rank))
+    unused: Any = None
+    Evaluation(engine, unused, config, unused, unused).drop_after(8)
+    assert sorted(path.stem for path in folder.iterdir()) == left

@@ -467,7 +467,7 @@ class TestWorldSize:
         )
         (problem,) = problems_of(recipe, "--train.micro-batch-rows", "2", world_size=4)
         assert problem.startswith(
-            "train.micro_batch_rows = 2 (command line): must divide the 3 rows that each of 4 ranks"
+            "train.micro_batch_rows = 2 (command line): must divide the 3 rows that each rank has per step at world size 4"
         )
 
     def test_unknown_it_leaves_the_rule_out(self, recipe: Path) -> None:

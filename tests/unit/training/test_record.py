@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from tests.unit.training.minimal import minimal_config
 from training import record as record_module
 from training.config import Config, to_dict
 from training.files import write_json
+from training.recipe import ConfigError
 from training.record import RunRecord, different_settings, directory_problems, flatten, git_state, redact, versions
 from training.world import World
 
@@ -108,6 +110,12 @@ class TestDirectory:
         config.run.dir.touch()
         assert directory_problems(config) == [f'run.dir = "{config.run.dir}": is a file, not a directory']
 
+    def test_a_folder_that_cannot_be_written(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Tests may run as root, who can write everywhere.
+        monkeypatch.setattr("training.record.os.access", lambda path, mode: False)
+        folder = config.run.dir.parent
+        assert directory_problems(config) == [f'run.dir = "{config.run.dir}": {folder} can\'t be written']
+
     def test_somebody_elses_files(self, config: Config) -> None:
         config.run.dir.mkdir()
         (config.run.dir / "thesis.tex").touch()
@@ -177,6 +185,34 @@ class TestRedact:
     def test_the_program_is_named_without_its_folder(self) -> None:
         assert redact(["/home/somebody/repository/training/main.py", "--a", "/data"]) == ["main.py", "--a", "/data"]
         assert redact([]) == []
+
+
+class TestLock:
+    def test_one_start_at_a_time(self, config: Config) -> None:
+        config.run.dir.mkdir()
+        first = RunRecord(config.run.dir, world(0, 2))
+        first.lock()
+        RunRecord(config.run.dir, world(1, 2)).lock()
+        with pytest.raises(ConfigError) as caught:
+            RunRecord(config.run.dir, world(0, 2)).lock()
+        assert caught.value.problems == [f'run.dir = "{config.run.dir}": another start of this run is going on']
+        first.unlock()
+        again = RunRecord(config.run.dir, world(0, 2))
+        again.lock()
+        again.unlock()
+
+    def test_storage_without_locks(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(file: Any, how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        config.run.dir.mkdir()
+        monkeypatch.setattr("training.record.fcntl.flock", refuse)
+        record = RunRecord(config.run.dir, world(0, 1))
+        record.lock()
+        record.unlock()
+        assert "don't start this run twice at once" in caplog.text
 
 
 class TestRunJson:
@@ -348,3 +384,11 @@ def test_a_ranks_log_has_messages_warnings_and_the_stack_of_a_crash(tmp_path: Pa
     assert "Segmentation fault" in text
     assert "string_at" in text
     assert "said" not in done.stdout.decode()
+
+
+def test_a_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, world(0, 1))
+    record.log_metrics({"step": 3, "loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1, "mfu": None})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == {"step": 3, "loss": None, "grad_norm": None, "lr": 0.1, "mfu": None}
