@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(command, int):
         return command
     limit_threads(command.world, os.environ)
-    stop = StopRequest(command.config.run.dir)
+    stop = StopRequest(command.config.run.dir, watches_file=command.world.rank == 0)
     stop.listen()
     try:
         return run(command, command.world, stop)
@@ -92,9 +92,6 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     )
     engine = Engine(model, adapter, config, ds_config, world)
 
-    if record.is_writer:
-        stop.clear_file()
-    engine.barrier()
     progress = Progress()
     saver = Saver(engine, stream, config, record, display)
     evaluation = Evaluation(engine, tokenizer, config, display, stop)
@@ -116,6 +113,8 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         record.finish("failed", **progress.as_dict(), error=f"{type(error).__name__}: {error}")
         raise
     if not is_done:
+        if record.is_writer:
+            stop.clear_file()
         record.finish("preempted", **progress.as_dict(), stopped_by=stop.reason)
         display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
         engine.close()

@@ -102,7 +102,10 @@ def report(draft: Draft, config: Any, path: str, message: str) -> None:
     value: Any = config
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
-    is_said = re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", message)
+    # The messages of some packages begin with the value; a path is said wherever it stands.
+    is_said = re.match(rf"(is )?'?{re.escape(str(value))}(?![\w.])", message) or (
+        isinstance(value, Path) and str(value) in message
+    )
     shown = None if dataclasses.is_dataclass(value) or isinstance(value, dict) or is_said else value
     draft.wrong(path, draft.source.get(path, "default"), message, shown)
 

@@ -13,9 +13,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopRequest:
     """Remembers that this rank was asked to stop; `any_rank` turns that into everybody's decision."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, watches_file: bool = True) -> None:
+        """One rank is enough to watch for the file; shared storage is asked at every step."""
         self.reason: str | None = None
         self._preempt_file = run_dir / "PREEMPT"
+        self._watches_file = watches_file
 
     def listen(self) -> None:
         """From now on, Ctrl-C, SIGTERM and SIGUSR1 ask for a stop instead of killing the process."""
@@ -31,7 +33,7 @@ class StopRequest:
 
     def is_local(self) -> bool:
         """Whether this rank was asked, by a signal or by the PREEMPT file in the run directory."""
-        if self.reason is None and self._preempt_file.exists():
+        if self.reason is None and self._watches_file and self._preempt_file.exists():
             self.reason = "PREEMPT file"
         return self.reason is not None
 
@@ -40,5 +42,5 @@ class StopRequest:
         return any_of(self.is_local())
 
     def clear_file(self) -> None:
-        """Remove the PREEMPT file that stopped an earlier start of this run (rank 0)."""
+        """Remove the PREEMPT file now that it was heeded, so that the next start goes on (rank 0)."""
         self._preempt_file.unlink(missing_ok=True)

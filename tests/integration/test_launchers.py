@@ -111,7 +111,7 @@ def test_a_finished_run_says_so_and_another_recipe_is_refused(tiny_recipe: Path,
     assert other.returncode == 2
     assert other.stderr.count("problems in the configuration") == 1, "one rank speaks, not all"
     assert "belongs to a different recipe" in other.stderr
-    assert "adapter.rank = 0" in other.stderr
+    assert "adapter.rank (command line): is 0" in other.stderr
     assert (runs / "deepspeed" / "run.json").read_bytes() == before
 
 

@@ -102,3 +102,9 @@ def test_the_file_that_stopped_the_last_start_does_not_stop_this_one(tmp_path: P
     assert not (tmp_path / "PREEMPT").exists()
     assert not stop.is_local()
     stop.clear_file()
+
+
+def test_only_who_watches_sees_the_file(tmp_path: Path) -> None:
+    (tmp_path / "PREEMPT").touch()
+    assert StopRequest(tmp_path).is_local()
+    assert not StopRequest(tmp_path, watches_file=False).is_local()
