@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.world import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 """Folder of the packages: what `python -m` is started in."""
 
@@ -37,33 +39,33 @@ def train(recipe: Path, ds_config: Path, ranks: int, overrides: Sequence[str] = 
     return wait([*launcher, *script, *overrides])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to be treated like Ctrl-C, except that nobody has sent it to the child."""
+
+
 def wait(command: Sequence[str]) -> int:
-    """Run a command and return its exit code; Ctrl-C is the command's to handle, and is then passed on."""
+    """Run a command and return its exit code; Ctrl-C and SIGTERM let it save and end, and are then passed on."""
     process = subprocess.Popen(command, env=environment())
-    is_interrupted = False
+    interruption: KeyboardInterrupt | None = None
     while True:
         try:
             code = process.wait()
-        except KeyboardInterrupt:
-            # The terminal has sent it the same signal: let it save and end by itself.
-            is_interrupted = True
-            continue
-        if is_interrupted:
-            raise KeyboardInterrupt
-        return code if code >= 0 else 128 - code
+        except Terminated as signalled:
+            process.terminate()
+            interruption = signalled
+        except KeyboardInterrupt as signalled:
+            # The terminal has sent Ctrl-C to the child too.
+            interruption = signalled
+        else:
+            if interruption is not None:
+                raise interruption
+            return code if code >= 0 else 128 - code
 
 
 def terminate_like_interrupt() -> None:
     """Make SIGTERM end this process the way Ctrl-C does, so that children are waited for."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    from training.world import free_port as find
-
-    return find()

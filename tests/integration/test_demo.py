@@ -13,7 +13,8 @@ from tests.ranks import ROOT, base_environment
 
 pytestmark = pytest.mark.dist
 
-SHORT = ["--train.steps", "12", "--optim.warmup_steps", "2", "--checkpoint.every_steps", "6", "--data.seq_len", "128"]
+SHORT = ["--train.steps", "12", "--optim.warmup_steps", "2", "--checkpoint.every_steps", "6", "--data.seq_len", "128",
+         "--eval.tasks.prose.max_document_bytes", "2000", "--eval.tasks.code.max_document_bytes", "2000"]  # fmt: skip
 
 
 def demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
