@@ -46,5 +46,9 @@ def _tokenizers(file: Path) -> tuple[Encode, int | None]:
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    # As in training: a document is neither cut nor padded, and "</s>" in its text is text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     bos_id = next((i for t in ("<s>", "<|begin_of_text|>") if (i := tokenizer.token_to_id(t)) is not None), None)
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, bos_id

@@ -79,6 +79,16 @@ def evaluate(
     }
 
 
+def check_tasks(tasks: Mapping[str, TaskConfig], *, encode: Encode, bos_id: int, seq_len: int) -> None:
+    """Make every task's examples and forget them: what `evaluate` would refuse later is refused now.
+
+    Raises:
+        EvalError: a task's file or settings cannot be used.
+    """
+    for name, task in tasks.items():
+        _build(name, task, encode, bos_id, seq_len)
+
+
 def row_loglikelihoods(
     model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, device: torch.device | str
 ) -> list[float]:

@@ -41,7 +41,7 @@ def print_plan(recipe: Path, ranks: int, overrides: list[str]) -> int:
     from rich.table import Table
 
     try:
-        config = load_config(recipe, overrides, world_size=ranks)
+        config = load_config(recipe, overrides, world_size=ranks, needs_files=False)
         shape = shape_of(config)
         kinds: tuple[Kind, ...] = ("none", "lora", "monteclora")
         plans = [make_plan(config, shape, ranks, kind) for kind in kinds]

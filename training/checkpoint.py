@@ -108,15 +108,22 @@ def verify(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / MANIFEST}: schema {manifest.get('schema')} is not the {SCHEMA} read here")
     if absent := MANIFEST_KEYS - manifest.keys():
         raise CheckpointError(f"{folder / MANIFEST}: says nothing about {', '.join(sorted(absent))}")
-    for entry in manifest["files"]:
-        path = folder / entry["name"]
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        if sha256(path) != entry["sha256"]:
-            raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
+    try:
+        for entry in manifest["files"]:
+            check_file(folder / entry["name"], entry)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: its list of files makes no sense ({error})") from error
     return Checkpoint(path=folder, manifest=manifest)
+
+
+def check_file(path: Path, entry: dict[str, Any]) -> None:
+    """Check one file against its manifest entry."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path}: has {path.stat().st_size} bytes instead of {entry['bytes']}")
+    if sha256(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
 
 
 def read_state(

@@ -19,6 +19,7 @@ from training.record import directory_problems
 from training.world import World, WorldError, detect_world
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_WRONG_CONFIGURATION = 2
 EXIT_PREEMPTED = 85
 

@@ -105,6 +105,8 @@ class ModelConfig:
                 yield "base", f"no such model folder{hint}"
             elif not (folder / "config.json").is_file():
                 yield "base", "the folder has no config.json, so it is not a Hugging Face model"
+            elif base_shape(self.base) is None:
+                yield "base", "the folder's config.json can't be read"
             elif not any(folder.glob("*.safetensors")):
                 yield "base", "the folder has no *.safetensors; pickled weights are refused, convert them first"
 

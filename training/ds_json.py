@@ -59,22 +59,57 @@ KNOWN = {
     "zero_optimization", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
     "steps_per_print", "prescale_gradients", "gradient_predivide_factor", "communication_data_type", "dump_state",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "seq_parallel_communication_data_type",
-    "tensorboard", "wandb", "csv_monitor", "checkpoint", "timers", "disable_allgather",
+    "checkpoint", "timers", "disable_allgather",
 }  # fmt: skip
 """Top-level keys that are engine mechanics."""
+
+
+ZERO = {
+    **dict.fromkeys(
+        ("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+         "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
+         "stage3_max_reuse_distance", "stage3_module_granularity_threshold"), "a number"),
+    **dict.fromkeys(
+        ("contiguous_gradients", "reduce_scatter", "overlap_comm", "allgather_partitions", "round_robin_gradients",
+         "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
+         "stage3_allgather_sequential", "memory_efficient_linear", "log_trace_cache_warnings",
+         "use_multi_rank_bucket_allreduce", "ignore_unused_parameters", "enable_sanity_checks"), "true or false"),
+    "leaf_module": "an object",
+}  # fmt: skip
+"""Keys of zero_optimization that can be used here, and their types."""
+
+
+class BadJson(ValueError):
+    """JSON that Python would read but that can't be meant."""
+
+
+def refuse_constant(name: str) -> None:
+    """NaN and Infinity are no JSON."""
+    raise BadJson(f"not valid JSON: {name} is no number")
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different; of equal ones all but the last would be ignored."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadJson(f"the key {next(n for n in names if names.count(n) > 1)!r} is written twice in one object")
+    return found
 
 
 def read_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a DeepSpeed JSON; return it with every problem found in it (the dictionary is {} when unreadable)."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=without_duplicates)
     except FileNotFoundError:
         return {}, [f"--ds_config {path}: no such file"]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"--ds_config {path}: can't be read: {error}"]
     except json.JSONDecodeError as error:
         return {}, [f"--ds_config {path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"]
+    except BadJson as error:
+        return {}, [f"--ds_config {path}: {error}"]
     if not isinstance(content, dict):
         return {}, [f"--ds_config {path}: must be a JSON object"]
     return content, [f"--ds_config {path}: {problem}" for problem in problems(content, text)]
@@ -94,11 +129,33 @@ def problems(content: dict[str, Any], text: str) -> Iterator[str]:
         elif "." not in key and key not in KNOWN:
             close = difflib.get_close_matches(key, KNOWN, 1)
             yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
+        elif key in UNSUPPORTED:
+            continue
+        elif key.startswith("zero_optimization.") and key.count(".") == 1 and key.split(".")[1] not in ZERO:
+            close = difflib.get_close_matches(key.split(".")[1], ZERO, 1)
+            yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
         elif value == "auto":
             yield f'{key!r} is "auto" at {line}: DeepSpeed would ignore it; give a value or delete the line'
+        elif wrong := wrong_zero_value(key, value):
+            yield f"{key!r} is {json.dumps(value)} at {line}: {wrong}"
     stage = flat.get("zero_optimization.stage")
-    if stage != 3:
+    if "zero_optimization" in flat and not isinstance(flat["zero_optimization"], dict):
+        yield f"'zero_optimization' must be an object, such as {{\"stage\": 3}}, at line {lines['zero_optimization']}"
+    elif stage != 3:
         yield f"'zero_optimization.stage' must be 3, not {json.dumps(stage)}: the engine is built on ZeRO-3"
+
+
+def wrong_zero_value(key: str, value: Any) -> str | None:
+    """What is wrong with the value of a key of zero_optimization, if anything (the stage has a message of its own)."""
+    name = key.removeprefix("zero_optimization.")
+    if name == key or name == "stage" or name not in ZERO:
+        return None
+    expected = ZERO[name]
+    if expected == "a number":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if is_number and value >= 0 else "must be a number, not negative"
+    types = {"true or false": bool, "an object": dict}
+    return None if isinstance(value, types[expected]) else f"must be {expected}"
 
 
 def walk(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,3 +3,11 @@
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be used; says which file and why."""
+
+
+class ModelError(ValueError):
+    """A base that can't be loaded; says which and why."""
+
+
+class NonFiniteGradients(ValueError):
+    """Gradients stayed non-finite for train.max_skipped_steps steps in a row."""

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from data_pipeline.encoding import Tokenizer
-from evals import evaluate, write_result
+from evals import check_tasks, evaluate, write_result
 from training.config import Config
 from training.display import Display
 from training.engine import Engine
@@ -15,11 +15,12 @@ from training.recipe import ConfigError
 from training.stopping import StopRequest
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: Config) -> None:
-    """Refuse a tokenizer that doesn't fit the model or the tasks.
+def check_inputs(tokenizer: Tokenizer, config: Config) -> None:
+    """Refuse a tokenizer that doesn't fit the model or the tasks, and held-out files that no task can be made of.
 
     Raises:
-        ConfigError: naming every setting it contradicts.
+        ConfigError: naming every setting the tokenizer contradicts.
+        EvalError: naming the file and line, now and not at the end of the run.
     """
     problems = []
     vocab = config.vocab_size()
@@ -33,6 +34,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: Config) -> None:
         )
     if problems:
         raise ConfigError(problems)
+    if config.eval.tasks:
+        assert tokenizer.bos_id is not None
+        check_tasks(config.eval.tasks, encode=tokenizer.encode, bos_id=tokenizer.bos_id, seq_len=config.data.seq_len)
 
 
 class Evaluation:
@@ -47,6 +51,13 @@ class Evaluation:
     def path(self, step: int) -> Path:
         """Where the scores after `step` steps are."""
         return self._config.run.dir / "evals" / f"{step}.json"
+
+    def is_due(self, step: int) -> bool:
+        """Whether the model is to be scored after `step` steps: first, last, and every eval.every_steps in between."""
+        if step == 0:
+            return self._config.eval.at_start
+        every = self._config.eval.every_steps
+        return step == self._config.train.steps or bool(every and step % every == 0)
 
     def drop_after(self, step: int) -> None:
         """Remove scores of later steps, which a resumed run will reach again (rank 0)."""

@@ -9,20 +9,18 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import PipelineError
 from training.batches import chain_hash, take_step
 from training.config import Config
 from training.display import Display
-from training.engine import Engine
+from training.engine import Engine, MicroBatch
+from training.errors import NonFiniteGradients
 from training.evaluation import Evaluation
 from training.flops import flops_per_token, peak_flops
 from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
 from training.stopping import StopRequest
-
-
-class TooManySkippedSteps(RuntimeError):
-    """Gradients stayed non-finite for train.max_skipped_steps steps in a row."""
 
 
 def train(
@@ -37,24 +35,36 @@ def train(
     saver: Saver,
     stop: StopRequest,
 ) -> bool:
-    """Train from `progress.step` to the end; return False when stopped early (with everything saved)."""
+    """Train from `progress.step` to the end; return False when stopped early (with everything saved).
+
+    Raises:
+        PipelineError: on all ranks, when one of them can't read its data.
+        NonFiniteGradients: after train.max_skipped_steps skipped steps in a row.
+    """
     rows_per_rank = config.train.global_batch_rows // engine.world.size
     tokens_per_step = config.train.global_batch_rows * config.data.seq_len
     meter = Meter(engine, config)
-    if progress.step == 0 and config.eval.at_start and not evaluation.run(progress):
-        return saver.stopped(progress)
-    while progress.step < config.train.steps:
+    while True:
+        # At the top, so that a run stopped in an evaluation takes it up again; what has been scored is not scored twice.
+        if evaluation.is_due(progress.step) and not evaluation.run(progress):
+            return saver.stopped(progress)
+        if progress.step == config.train.steps:
+            return True
         began = time.perf_counter()
-        batch, hash_sum = take_step(rows, num_rows=rows_per_rank, micro_batch_rows=config.train.micro_batch_rows)
+        batch, hash_sum, problem = try_step(rows, rows_per_rank, config.train.micro_batch_rows)
+        hash_total, num_problems = engine.sum_over_ranks([hash_sum, problem is not None])
+        if num_problems:
+            # Known to all ranks, or the others would wait for this one in the step.
+            raise PipelineError(next(text for text in engine.gather(problem) if text is not None))
         meter.data_seconds += time.perf_counter() - began
         result = engine.step(batch, progress.step)
 
         progress.step += 1
         progress.tokens_seen += tokens_per_step
-        hash_total, num_stops = engine.sum_over_ranks([hash_sum, stop.is_local()])
         progress.data_hash = chain_hash(progress.data_hash, int(hash_total))
         progress.skipped_in_a_row = 0 if result.is_applied else progress.skipped_in_a_row + 1
         progress.skipped_steps += not result.is_applied
+        is_stopped = stop.any_rank(engine.any_rank)
         progress.seconds += time.perf_counter() - began
         meter.steps, meter.seconds = meter.steps + 1, meter.seconds + time.perf_counter() - began
 
@@ -66,20 +76,23 @@ def train(
             record.update(**progress.as_dict())
             meter.reset()
         if progress.skipped_in_a_row >= config.train.max_skipped_steps:
-            saver.save(progress)
-            raise TooManySkippedSteps(
+            # Not saved: the weights have blown up, and must not push out good checkpoints.
+            raise NonFiniteGradients(
                 f"gradients were not finite for {progress.skipped_in_a_row} steps in a row, up to step {progress.step}; "
-                "a checkpoint was saved. Lower optim.lr, or look at the data of these steps"
+                "start a new run (another run.dir) with a lower optim.lr, or look at the data of these steps"
             )
-        if num_stops:
+        if is_stopped:
             return saver.stopped(progress)
-        if progress.step % config.checkpoint.every_steps == 0 and not is_last:
+        if progress.step % config.checkpoint.every_steps == 0 or is_last:
             saver.save(progress)
-        every = config.eval.every_steps
-        if (is_last or (every and progress.step % every == 0)) and not evaluation.run(progress):
-            return saver.stopped(progress)
-    saver.save(progress)
-    return True
+
+
+def try_step(rows: Iterator[Any], num_rows: int, micro_batch_rows: int) -> tuple[list[MicroBatch], int, str | None]:
+    """The next step's micro-batches and their hash, or what is wrong with this rank's data."""
+    try:
+        return *take_step(rows, num_rows=num_rows, micro_batch_rows=micro_batch_rows), None
+    except PipelineError as error:
+        return [], 0, str(error)
 
 
 class Meter:

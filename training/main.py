@@ -18,13 +18,20 @@ import os
 from data_pipeline.errors import PipelineError
 from evals.errors import EvalError
 from monteclora.errors import AdapterError
-from training.command_line import EXIT_DONE, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION, Command, parse_command_line
-from training.errors import CheckpointError
+from training.command_line import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    EXIT_WRONG_CONFIGURATION,
+    Command,
+    parse_command_line,
+)
+from training.errors import CheckpointError, ModelError, NonFiniteGradients
 from training.recipe import ConfigError
 from training.stopping import StopRequest
 from training.world import World, limit_threads
 
-USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError)
+USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError, ModelError, NonFiniteGradients)
 """What a user can put right; everything else keeps its traceback."""
 
 
@@ -39,9 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(command, command.world, stop)
     except USER_ERRORS as error:
-        if command.world.rank == 0:
-            print(f"\n{error}\n", file=sys.stderr, flush=True)
+        tell(error, command.world)
         return EXIT_WRONG_CONFIGURATION
+
+
+def tell(error: Exception, world: World) -> None:
+    """Print what the user has to put right, once."""
+    if world.rank == 0:
+        print(f"\n{error}\n", file=sys.stderr, flush=True)
 
 
 def run(command: Command, world: World, stop: StopRequest) -> int:
@@ -54,7 +66,7 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     from monteclora import attach_adapter
     from training.display import Display
     from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed, rank_0_first
-    from training.evaluation import Evaluation, check_tokenizer
+    from training.evaluation import Evaluation, check_inputs
     from training.export import export
     from training.loop import train
     from training.model import base_fingerprint, build_model, count_parameters
@@ -64,13 +76,14 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
 
     config = command.config
     tokenizer = load_tokenizer(config.data.tokenizer)
-    check_tokenizer(tokenizer, config)
+    check_inputs(tokenizer, config)
     log = open_log(config.run.dir, world.rank)
     record = RunRecord(config.run.dir, world)
-    record.lock()
     display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), adapter {config.adapter.kind}, in {config.run.dir}")
     init_distributed(world, display.say)
+    if not from_rank_0(record.lock, world):
+        raise ConfigError([f'run.dir = "{config.run.dir}": another start of this run is going on'])
     ds_config = complete_ds_config(command.ds_config, config, world)
 
     num_lanes = config.train.global_batch_rows
@@ -81,15 +94,14 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
     parameters = count_parameters(model)
-    record.open(
-        config,
-        {
-            "parameters": parameters,
-            "base_fingerprint": from_rank_0(lambda: base_fingerprint(config.model.base), world),
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "data_fingerprint": stream.fingerprint,
-        },
-    )
+    facts = {
+        "parameters": parameters,
+        "base_fingerprint": from_rank_0(lambda: base_fingerprint(config.model.base), world),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "data_fingerprint": stream.fingerprint,
+    }
+    record.refuse_changes(facts)
+    record.open(config, facts)
     engine = Engine(model, adapter, config, ds_config, world)
 
     progress = Progress()
@@ -111,7 +123,10 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     except BaseException as error:
         log.exception("failed at step %d", progress.step)
         record.finish("failed", **progress.as_dict(), error=f"{type(error).__name__}: {error}")
-        raise
+        if not isinstance(error, USER_ERRORS):
+            raise
+        tell(error, world)
+        return EXIT_FAILED
     if not is_done:
         if record.is_writer:
             stop.clear_file()

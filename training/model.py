@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.config import ArchitectureConfig, ModelConfig, looks_like_path
+from training.errors import ModelError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -60,16 +62,21 @@ def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) ->
 
 
 def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> nn.Module:
-    """Load safetensors weights; every rank keeps its partition only. Remote code and pickles are refused."""
+    """Load safetensors weights; every rank keeps its partition only. Remote code and pickles are refused.
+
+    Raises:
+        ModelError: the base is missing, damaged or no causal language model.
+    """
     local = looks_like_path(base)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    AutoConfig.from_pretrained(base, **options)
     # transformers partitions while loading as long as this object is alive.
     sharding = HfDeepSpeedConfig(ds_config)
     try:
         return AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
         )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f'model.base = "{base}": can\'t be loaded: {str(error).strip().splitlines()[0]}') from error
     finally:
         del sharding
         unset_hf_deepspeed_config()

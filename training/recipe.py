@@ -62,11 +62,12 @@ def load_config(
     world_size: int | None = None,
     more_problems: Sequence[str] = (),
     also_check: Callable[[Config], Sequence[str]] = lambda config: (),
+    needs_files: bool = True,
 ) -> Config:
     """Read a recipe, apply `--dotted.name value` overrides, check everything.
 
     Relative paths of a recipe are relative to the recipe's folder, those of the command line to the working
-    directory; `~` and `$VARIABLES` are expanded. `world_size` None leaves out the checks that need it (planning).
+    directory; `~` and `$VARIABLES` are expanded. Without `needs_files`, what isn't there yet is no problem (planning). `world_size` None leaves out the checks that need it (planning).
     `more_problems` (of the DeepSpeed JSON, say) and those that `also_check` finds are reported with the configuration's own.
 
     Raises:
@@ -88,7 +89,8 @@ def load_config(
     is_as_written = len(draft.problems) == len(more_problems)
     config = fill_run_dir(Config(**sections), draft)
     for path, message in config.problems(world_size or 1):
-        report(draft, config, path, message)
+        if needs_files or not is_missing_file(config, path):
+            report(draft, config, path, message)
     if is_as_written:
         # Not where a default stands in for something unreadable, and would be taken for what was meant.
         draft.problems += also_check(config)
@@ -97,11 +99,22 @@ def load_config(
     return config
 
 
+def value_at(config: Any, path: str) -> Any:
+    """The setting at a dotted path."""
+    for part in path.split("."):
+        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
+    return config
+
+
+def is_missing_file(config: Config, path: str) -> bool:
+    """Whether a setting names a file or folder that doesn't exist."""
+    value = value_at(config, path)
+    return (isinstance(value, Path) or path == "model.base") and value is not None and not Path(value).exists()
+
+
 def report(draft: Draft, config: Any, path: str, message: str) -> None:
     """Note a value out of range, saying where it was set (or that it is the default)."""
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    value = value_at(config, path)
     # The messages of some packages begin with the value; a path is said wherever it stands.
     is_said = re.match(rf"(is )?'?{re.escape(str(value))}(?![\w.])", message) or (
         isinstance(value, Path) and str(value) in message
@@ -227,8 +240,9 @@ def resolve(text: str, folder: Path, *, is_name_allowed: bool) -> str:
     expanded = os.path.expanduser(os.path.expandvars(text))
     if unset := re.search(r"\$\{?(\w+)", expanded):
         raise ValueError(f"the environment variable {unset[1]} is not set")
-    written_as_path = expanded.startswith((".", "/", "~"))
-    if is_name_allowed and not written_as_path and not (folder / expanded).is_dir():
+    # A hub name is name or owner/name; anything else, or below a folder that exists, is meant as a path.
+    could_be_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", expanded) and not expanded.startswith((".", "~"))
+    if is_name_allowed and could_be_name and not (folder / expanded.split("/")[0]).is_dir():
         return expanded
     return os.path.normpath(folder / expanded)
 

@@ -40,7 +40,15 @@ MAY_CHANGE = (
     "checkpoint",
     "eval.batch_rows",
 )
-"""Settings that a run may be continued with at another value: they don't change what is computed."""
+"""Settings that a run may be continued with at another value. The rows per micro-batch leave data and loss alone, but
+decide which noise a row draws (dropout, MonteCLoRA)."""
+
+FINGERPRINTS = {
+    "base_fingerprint": "base weights (model.base)",
+    "tokenizer_fingerprint": "a tokenizer (data.tokenizer)",
+    "data_fingerprint": "documents (data.sources)",
+}
+"""Facts of a run that must stay what they are, and what they are of."""
 
 SECRET = re.compile(r"(?<![a-z])(token|secret|password|passwd|api[-_]?key|credentials?)(?![a-z])", re.IGNORECASE)
 
@@ -63,6 +71,9 @@ def directory_problems(config: Config) -> list[str]:
     run_dir = config.run.dir
     if run_dir.exists() and not run_dir.is_dir():
         return [f'run.dir = "{run_dir}": is a file, not a directory']
+    if (run_dir / "run.json").exists() and read_json(run_dir / "run.json") is None:
+        return [f'run.dir = "{run_dir}": its run.json can\'t be read, so it is unknown whose run this is; restore it, '
+                "or choose another directory"]  # fmt: skip
     if lines := different_settings(run_dir, config):
         shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
         return [f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}']
@@ -99,22 +110,34 @@ class RunRecord:
         """Whether this rank writes the shared files."""
         return self.world.rank == 0
 
-    def lock(self) -> None:
-        """Make sure that no other start of this run is going on; held until this process ends (rank 0).
-
-        Raises:
-            ConfigError: when one is.
-        """
-        if not self.is_writer:
-            return
+    def lock(self) -> bool:
+        """Whether no other start of this run is going on; from now until unlock or the end of the process (rank 0)."""
         self._lock = (self.dir / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.unlock()
-            raise ConfigError([f'run.dir = "{self.dir}": another start of this run is going on']) from None
+            return False
         except OSError as error:
             log.warning("no lock on %s (%s): don't start this run twice at once", self.dir, error)
+        return True
+
+    def refuse_changes(self, facts: dict[str, Any]) -> None:
+        """Refuse to continue a run on another base, tokenizer or data than it was started with; nothing is written.
+
+        Raises:
+            ConfigError: naming what changed.
+        """
+        earlier = read_json(self.dir / "run.json") or {}
+        changed = [name for name in FINGERPRINTS if name in earlier and earlier[name] != facts[name]]
+        if changed:
+            raise ConfigError(
+                [
+                    f'run.dir = "{self.dir}": was started with {FINGERPRINTS[name]} of other content than now; '
+                    "put it back, or choose another directory"
+                    for name in changed
+                ]
+            )
 
     def unlock(self) -> None:
         """Let another start of this run begin."""
@@ -195,7 +218,10 @@ def finite(value: Any) -> Any:
 def open_log(run_dir: Path, rank: int) -> logging.Logger:
     """This rank's log file, which also gets warnings, crashes and, on a fatal signal, the stacks of all threads."""
     folder = run_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f'run.dir = "{run_dir}": can\'t be made: {error.strerror}']) from error
     path = folder / f"rank{rank}.log"
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -13,6 +13,7 @@ from training import checkpoint
 from training.config import Config
 from training.display import Display
 from training.engine import OPTIMIZER_STATES, Engine, from_rank_0
+from training.errors import CheckpointError
 from training.progress import Progress
 from training.record import RunRecord
 
@@ -83,12 +84,16 @@ class Saver:
         found, damages = from_rank_0(lambda: checkpoint.newest_good(self.root), self._engine.world)
         for message in damages:
             self._display.say(f"damaged checkpoint ignored: {message}")
+        if found is None and damages:
+            raise CheckpointError(
+                f"{self.root}: every checkpoint is damaged; remove the folder to start over at step 0"
+            )
         if found is None:
             return False
         engine = self._engine
         theirs, ours = found.manifest.get("base_fingerprint"), self._record.content.get("base_fingerprint")
         if theirs != ours:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{found.path}: was trained from another base ({theirs}) than model.base holds now ({ours})"
             )
         suffixes = ("", *(f"/{key}" for key in OPTIMIZER_STATES))

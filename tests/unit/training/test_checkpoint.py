@@ -200,6 +200,13 @@ class TestDamage:
         path.write_text(json.dumps(manifest))
         self.check(saved, f"{path}: says nothing about {key}")
 
+    @pytest.mark.parametrize("files", [[{"nom": "x"}], 3, [5]])
+    def test_a_list_of_files_that_makes_no_sense(self, saved: Path, files: Any) -> None:
+        path = saved / "MANIFEST.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
+        with pytest.raises(CheckpointError, match="its list of files makes no sense"):
+            verify(saved)
+
     def test_none_is_good(self, saved: Path) -> None:
         for folder in (saved, saved.parent / "1"):
             (folder / "MANIFEST.json").unlink()

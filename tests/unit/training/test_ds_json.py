@@ -128,7 +128,7 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("text", "shown"),
         [
-            ("{}", "null"), ('{"zero_optimization": {}}', "null"), ('{"zero_optimization": 3}', "null"),
+            ("{}", "null"), ('{"zero_optimization": {}}', "null"),
             ('{"zero_optimization": {"stage": 2}}', "2"), ('{"zero_optimization": {"stage": "3"}}', '"3"'),
         ],
     )  # fmt: skip
@@ -136,6 +136,25 @@ class TestKeys:
         assert found(tmp_path, text) == [
             f"'zero_optimization.stage' must be 3, not {shown}: the engine is built on ZeRO-3"
         ]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"zero_optimization": 3}', "'zero_optimization' must be an object, such as {\"stage\": 3}, at line 1"),
+            ('{"zero_optimization": {"stage": 3,\n"reduce_bucket_sise": 5}}',
+             "unknown key 'zero_optimization.reduce_bucket_sise' at line 2; did you mean 'reduce_bucket_size'?"),
+            ('{"zero_optimization": {"stage": 3, "sub_group_size": "big"}}',
+             "'zero_optimization.sub_group_size' is \"big\" at line 1: must be a number, not negative"),
+            ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": -1}}',
+             "'zero_optimization.reduce_bucket_size' is -1 at line 1: must be a number, not negative"),
+            ('{"zero_optimization": {"stage": 3, "overlap_comm": 1}}',
+             "'zero_optimization.overlap_comm' is 1 at line 1: must be true or false"),
+            ('{"zero_optimization": {"stage": 3, "leaf_module": []}}',
+             "'zero_optimization.leaf_module' is [] at line 1: must be an object"),
+        ],
+    )  # fmt: skip
+    def test_below_the_top_level(self, tmp_path: Path, text: str, message: str) -> None:
+        assert found(tmp_path, text) == [message]
 
     def test_all_at_once_in_the_order_of_the_file(self, tmp_path: Path) -> None:
         text = json.dumps(
@@ -204,3 +223,16 @@ class TestLines:
         text = "\n".join([*lines, "}"])
         assert json.loads(text) == content
         assert key_lines(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"zero_optimization": {"stage": 3, "stage": 3}}', "the key 'stage' is written twice in one object"),
+        ('{"zero_optimization": {"stage": NaN}}', "not valid JSON: NaN is no number"),
+    ],
+)
+def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(text)
+    assert read_ds_config(path) == ({}, [f"--ds_config {path}: {message}"])

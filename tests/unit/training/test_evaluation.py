@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from evals.config import EvalConfig, TaskConfig
+from evals.errors import EvalError
 from tests.unit.training.minimal import minimal_config
 from training.config import Config
-from training.evaluation import Evaluation, check_tokenizer
+from training.evaluation import Evaluation, check_inputs
 from training.recipe import ConfigError
 
 
@@ -20,15 +21,16 @@ def tokenizer(vocab_size: int, bos_id: int | None) -> Any:
 
 def random_model(tmp_path: Path) -> Config:
     config = minimal_config(tmp_path)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, base=None))
+    model = dataclasses.replace(config.model, base=None)
+    return dataclasses.replace(config, model=model, eval=EvalConfig())
 
 
 def test_a_tokenizer_that_fits(tmp_path: Path) -> None:
     config = random_model(tmp_path)
     size = config.vocab_size()
     assert size is not None
-    check_tokenizer(tokenizer(size, 1), config)
-    check_tokenizer(tokenizer(size - 1, 1), config)
+    check_inputs(tokenizer(size, 1), config)
+    check_inputs(tokenizer(size - 1, 1), config)
 
 
 def test_every_contradiction_is_named(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_every_contradiction_is_named(tmp_path: Path) -> None:
     size = config.vocab_size()
     assert size is not None
     with pytest.raises(ConfigError) as caught:
-        check_tokenizer(tokenizer(size + 1, None), config)
+        check_inputs(tokenizer(size + 1, None), config)
     named = f'data.tokenizer = "{config.data.tokenizer}"'
     assert caught.value.problems == [
         f"{named}: has {size + 1} ids, the model knows only {size}",
@@ -57,3 +59,27 @@ def test_scores_of_steps_that_will_come_again_are_dropped(tmp_path: Path, rank: 
     unused: Any = None
     Evaluation(engine, unused, config, unused, unused).drop_after(8)
     assert sorted(path.stem for path in folder.iterdir()) == left
+
+
+def test_held_out_files_are_read_before_the_start(tmp_path: Path) -> None:
+    config = random_model(tmp_path)
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id"\n')
+    task = TaskConfig(kind="bits_per_byte", domain="new", path=path)
+    config = dataclasses.replace(config, eval=EvalConfig(tasks={"new": task}, at_start=False))
+    encoder: Any = SimpleNamespace(vocab_size=8, bos_id=1, encode=lambda text: [2] * len(text))
+    with pytest.raises(EvalError, match=r"bad\.jsonl:2"):
+        check_inputs(encoder, config)
+
+
+@pytest.mark.parametrize(
+    ("at_start", "every", "due"),
+    [(True, 0, [0, 20]), (False, 0, [20]), (True, 8, [0, 8, 16, 20]), (False, 5, [5, 10, 15, 20])],
+)
+def test_when_the_model_is_scored(tmp_path: Path, at_start: bool, every: int, due: list[int]) -> None:
+    config = random_model(tmp_path)
+    assert config.train.steps == 20
+    config = dataclasses.replace(config, eval=EvalConfig(at_start=at_start, every_steps=every))
+    unused: Any = None
+    evaluation = Evaluation(unused, unused, config, unused, unused)
+    assert [step for step in range(21) if evaluation.is_due(step)] == due

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,7 +16,16 @@ from training import record as record_module
 from training.config import Config, to_dict
 from training.files import write_json
 from training.recipe import ConfigError
-from training.record import RunRecord, different_settings, directory_problems, flatten, git_state, redact, versions
+from training.record import (
+    FINGERPRINTS,
+    RunRecord,
+    different_settings,
+    directory_problems,
+    flatten,
+    git_state,
+    redact,
+    versions,
+)
 from training.world import World
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -116,6 +125,12 @@ class TestDirectory:
         folder = config.run.dir.parent
         assert directory_problems(config) == [f'run.dir = "{config.run.dir}": {folder} can\'t be written']
 
+    def test_a_record_that_cannot_be_read(self, run_dir: Path, config: Config) -> None:
+        text = (run_dir / "run.json").read_text()
+        (run_dir / "run.json").write_text(text[: len(text) // 2])
+        (problem,) = directory_problems(config)
+        assert problem.startswith(f'run.dir = "{run_dir}": its run.json can\'t be read, so it is unknown whose run')
+
     def test_somebody_elses_files(self, config: Config) -> None:
         config.run.dir.mkdir()
         (config.run.dir / "thesis.tex").touch()
@@ -187,19 +202,39 @@ class TestRedact:
         assert redact([]) == []
 
 
+class TestChanges:
+    FACTS: ClassVar[dict[str, Any]] = {
+        "base_fingerprint": "b", "tokenizer_fingerprint": "t", "data_fingerprint": {"sources": ["x"]},
+    }  # fmt: skip
+
+    def test_the_same_is_continued(self, config: Config) -> None:
+        record = RunRecord(config.run.dir, world(0, 1))
+        record.refuse_changes(self.FACTS)
+        record.open(config, self.FACTS)
+        record.refuse_changes(self.FACTS)
+
+    @pytest.mark.parametrize("name", list(FACTS))
+    def test_a_change_is_refused_and_nothing_written(self, config: Config, name: str) -> None:
+        RunRecord(config.run.dir, world(0, 1)).open(config, self.FACTS)
+        before = (config.run.dir / "run.json").read_bytes()
+        with pytest.raises(ConfigError) as caught:
+            RunRecord(config.run.dir, world(0, 1)).refuse_changes({**self.FACTS, name: "other"})
+        (problem,) = caught.value.problems
+        assert problem.startswith(
+            f'run.dir = "{config.run.dir}": was started with {FINGERPRINTS[name]} of other content'
+        )
+        assert (config.run.dir / "run.json").read_bytes() == before
+
+
 class TestLock:
     def test_one_start_at_a_time(self, config: Config) -> None:
         config.run.dir.mkdir()
-        first = RunRecord(config.run.dir, world(0, 2))
-        first.lock()
-        RunRecord(config.run.dir, world(1, 2)).lock()
-        with pytest.raises(ConfigError) as caught:
-            RunRecord(config.run.dir, world(0, 2)).lock()
-        assert caught.value.problems == [f'run.dir = "{config.run.dir}": another start of this run is going on']
+        first, second = RunRecord(config.run.dir, world(0, 2)), RunRecord(config.run.dir, world(0, 2))
+        assert first.lock()
+        assert not second.lock()
         first.unlock()
-        again = RunRecord(config.run.dir, world(0, 2))
-        again.lock()
-        again.unlock()
+        assert second.lock()
+        second.unlock()
 
     def test_storage_without_locks(
         self, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -210,7 +245,7 @@ class TestLock:
         config.run.dir.mkdir()
         monkeypatch.setattr("training.record.fcntl.flock", refuse)
         record = RunRecord(config.run.dir, world(0, 1))
-        record.lock()
+        assert record.lock()
         record.unlock()
         assert "don't start this run twice at once" in caplog.text
 
@@ -392,3 +427,9 @@ def test_a_metric_that_is_not_finite_is_null(tmp_path: Path) -> None:
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert json.loads(text) == {"step": 3, "loss": None, "grad_norm": None, "lr": 0.1, "mfu": None}
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't be made: Not a directory"):
+        record_module.open_log(tmp_path / "file" / "run", 0)
