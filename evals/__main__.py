@@ -48,6 +48,8 @@ def _report(args: argparse.Namespace) -> None:
 
     report, page = write_report(args.root, args.out)
     _console().print(summary_table(report))
+    for name, reason in report["left_out"].items():
+        print(f"left out: {name}: {reason}")
     print(f"{report['headline']}\nreport: {page}")
 
 

@@ -93,6 +93,12 @@ def init_distributed(world: World, say: Callable[[str], None] = print) -> torch.
     return torch.device("cuda", world.local_rank) if has_gpu else torch.device("cpu")
 
 
+def leave_distributed() -> None:
+    """Leave the process group, if this rank is in one: exiting inside it can abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextlib.contextmanager
 def rank_0_first(world: World) -> Iterator[None]:
     """The other ranks enter the block when rank 0 has left it (a collective)."""
@@ -274,7 +280,7 @@ class Engine:
     def close(self) -> None:
         """Leave the process group."""
         self.deepspeed.destroy()
-        dist.destroy_process_group()
+        leave_distributed()
 
     def _flat_states(self) -> list[dict[str, Any]]:
         optimizer = self.deepspeed.optimizer

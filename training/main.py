@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run(command, command.world, stop)
     except USER_ERRORS as error:
         tell(error, command.world)
+        if engine := sys.modules.get("training.engine"):
+            engine.leave_distributed()
         return EXIT_WRONG_CONFIGURATION
 
 
@@ -126,6 +128,8 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         if not isinstance(error, USER_ERRORS):
             raise
         tell(error, world)
+        engine.close()
+        record.unlock()
         return EXIT_FAILED
     if not is_done:
         if record.is_writer:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.order import epoch_permutation, source_seed
 from tests.ranks import ROOT, base_environment, free_port
 
 pytestmark = pytest.mark.dist
@@ -207,15 +208,19 @@ def test_a_stop_in_the_last_evaluation_only_delays_it(tiny_recipe: Path, tmp_pat
     assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4]
 
 
-def test_damaged_data_of_any_rank_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_damaged_data_of_another_rank_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
     lines = (tiny_recipe.parent / "train.jsonl").read_text().splitlines()
-    # Every document of the second half of the lanes' first epoch may be met by rank 1 only; damage all but a few.
+    # The first document of lane 5, which is one of rank 1's lanes 4 to 7.
+    number = int(epoch_permutation(len(lines), source_seed(5, "text"), 0)[5])
+    lines[number] = lines[number][: len(lines[number]) // 2]
     damaged = tmp_path / "damaged.jsonl"
-    damaged.write_text("\n".join([*lines[:3], *(line[: len(line) // 2] for line in lines[3:])]) + "\n")
+    damaged.write_text("\n".join(lines) + "\n")
     out = tmp_path / "run"
     process = start([*command(tiny_recipe, out, *deepspeed()), "--data.sources.text.path", str(damaged)])
     output = end(process)
     assert process.returncode == 1, output
-    assert output.count("damaged.jsonl") == 1, output
+    assert output.count(f"damaged.jsonl, line {number + 1} (byte ") == 1, output
     assert "Traceback" not in output
-    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert f"line {number + 1} " in record["error"]

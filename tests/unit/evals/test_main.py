@@ -112,6 +112,14 @@ def test_report_prints_the_table_and_the_page(study: Path, capsys: pytest.Captur
     assert main(["collect", str(study)]) == 0
 
 
+def test_report_says_which_runs_are_left_out(
+    study: Path, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(study, "no_end", "lora").joinpath("evals", "100.json").unlink()
+    assert main(["report", str(study)]) == 0
+    assert "left out: no_end: " in capsys.readouterr().out
+
+
 def test_report_and_collect_explain_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder" in refused(["report", tmp_path / "none"], capsys)
     assert "no such folder" in refused(["collect", tmp_path / "none"], capsys)
