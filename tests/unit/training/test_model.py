@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from training.config import ArchitectureConfig, ModelConfig
-from training.model import base_fingerprint, build_model, count_parameters, random_model
+from training.errors import ModelError
+from training.model import base_fingerprint, build_model, count_parameters, load_base, random_model
 
 SMALL = ArchitectureConfig(
     hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=40, max_positions=32
@@ -107,3 +109,11 @@ class TestCounting:
         assert count_parameters(model)["total"] == len(
             {(p.data_ptr(), i) for p in model.parameters() for i in range(p.numel())}
         )
+
+
+def test_a_base_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    (tmp_path / "model.safetensors").touch()
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    with pytest.raises(ModelError, match=f'^model.base = "{re.escape(str(tmp_path))}": can\'t be loaded: '):
+        load_base(str(tmp_path), dtype=torch.float32, ds_config=settings)

@@ -359,6 +359,15 @@ class TestPaths:
         assert problem.startswith('model.base = "/')
         assert problem.endswith("(RECIPE): no such model folder")
 
+    @pytest.mark.parametrize("base", ["runs/demo/bse/export", "./bse", "base/export"])
+    def test_a_mistyped_base_folder_is_no_hub_name(self, tmp_path: Path, base: str) -> None:
+        (tmp_path / "base").mkdir(exist_ok=True)
+        text = RECIPE.replace('base = "base"', f'base = "{base}"')
+        assert text != RECIPE
+        (problem,) = problems_of(write_recipe(tmp_path, text))
+        assert problem.startswith(("model.base = ", "model.base ("))
+        assert "no such model folder" in problem or "no config.json" in problem
+
     def test_a_missing_file_is_shown_with_its_whole_path(self, tmp_path: Path) -> None:
         problem = only_problem(tmp_path, text=RECIPE.replace('"train.jsonl"', '"none.jsonl"'))
         assert problem.startswith(f"data.sources.text.path (RECIPE): {tmp_path}/none.jsonl does not exist")
