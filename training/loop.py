@@ -83,7 +83,7 @@ def train(
             )
         if is_stopped:
             return saver.stopped(progress)
-        if progress.step % config.checkpoint.every_steps == 0 or is_last:
+        if is_last or (progress.step % config.checkpoint.every_steps == 0 and result.is_applied):
             saver.save(progress)
 
 
