@@ -31,7 +31,9 @@ def test_from_one_rank_to_two(tiny_recipe: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 26}
     overrides += ["--train.steps", "30"]
     (straight,) = run_ranks("tests.distributed.scenarios:save_then_continue", 1, first=6, **common)
+    before = set(Path("/dev/shm").glob("deepspeed_*"))
     both = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)
+    assert set(Path("/dev/shm").glob("deepspeed_*")) <= before, "shared memory outlives the ranks"
     assert both[0] == both[1]
     assert [line[3] for line in both[0]["after"]] == [line[3] for line in straight["after"]]
     assert [line[0] for line in both[0]["after"]] == pytest.approx([line[0] for line in straight["after"]], abs=1e-5)
