@@ -19,6 +19,11 @@ def shard_paths(path: Path) -> list[Path]:
     return sorted(shard for shard in path.glob("*.jsonl") if shard.is_file() and not shard.name.startswith("."))
 
 
+def is_url(location: str) -> bool:
+    """Whether a location is a URL (of fsspec) and not a path."""
+    return "://" in location
+
+
 def sha256_of(path: Path) -> str:
     """The hex sha256 of a file's bytes, read in chunks."""
     digest = hashlib.sha256()

@@ -89,7 +89,7 @@ def print_help(recipe: Path | None) -> None:
     import tyro
 
     # Named tables need an entry to show, and what has no default is shown as required.
-    source = SourceConfig(path=tyro.MISSING)
+    source = SourceConfig()
     task = TaskConfig(kind=tyro.MISSING, path=tyro.MISSING, domain=tyro.MISSING)
     defaults = Config(
         data=DataConfig(sources={"NAME": source}, tokenizer=tyro.MISSING), eval=EvalConfig(tasks={"NAME": task})

@@ -109,7 +109,8 @@ def value_at(config: Any, path: str) -> Any:
 def is_missing_file(config: Config, path: str) -> bool:
     """Whether a setting names a file or folder that doesn't exist."""
     value = value_at(config, path)
-    return (isinstance(value, Path) or path == "model.base") and value is not None and not Path(value).exists()
+    is_path = isinstance(value, Path) or path == "model.base" or re.fullmatch(r"data\.sources\.[^.]+\.path", path)
+    return bool(is_path) and value is not None and not Path(value).exists()
 
 
 def report(draft: Draft, config: Any, path: str, message: str) -> None:
@@ -171,9 +172,10 @@ def put(draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: 
     """Decode one leaf into the draft."""
     try:
         decoded = decode(hint, value)
-        if decoded is not None and (hint is Path or metadata.get("path_or_name")):
-            decoded = resolve(str(decoded), folder, is_name_allowed=hint is not Path)
-            decoded = Path(decoded) if hint is Path else decoded
+        is_path = hint is Path or Path in get_args(hint)
+        if decoded is not None and (is_path or metadata.keys() & {"path_or_name", "path_or_url"}):
+            decoded = resolve(str(decoded), folder, is_name_allowed="path_or_name" in metadata)
+            decoded = Path(decoded) if is_path else decoded
     except ValueError as error:
         draft.wrong(path, source, str(error), value)
         # The default stands in, so that the checks of all other values still run.
@@ -240,6 +242,8 @@ def resolve(text: str, folder: Path, *, is_name_allowed: bool) -> str:
     expanded = os.path.expanduser(os.path.expandvars(text))
     if unset := re.search(r"\$\{?(\w+)", expanded):
         raise ValueError(f"the environment variable {unset[1]} is not set")
+    if "://" in expanded:
+        return expanded
     # A hub name is name or owner/name; anything else, or below a folder that exists, is meant as a path.
     could_be_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", expanded) and not expanded.startswith((".", "~"))
     if is_name_allowed and could_be_name and not (folder / expanded.split("/")[0]).is_dir():

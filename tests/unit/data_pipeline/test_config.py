@@ -3,16 +3,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.sources.suffixes import data_files
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> SourceConfig:
     (tmp_path / "a.jsonl").write_text("{}\n")
-    return SourceConfig(path=tmp_path / "a.jsonl")
+    return SourceConfig(path=str(tmp_path / "a.jsonl"))
 
 
 def problems(config: DataConfig) -> dict[str, str]:
@@ -22,7 +24,7 @@ def problems(config: DataConfig) -> dict[str, str]:
 def test_good_settings_have_no_problems(source: SourceConfig, tokenizer_path: Path) -> None:
     for tokenizer in (tokenizer_path, tokenizer_path.parent):
         assert problems(DataConfig(sources={"a": source}, tokenizer=tokenizer)) == {}
-    folder = SourceConfig(path=source.path.parent)
+    folder = SourceConfig(path=str(Path(source.path).parent))
     assert problems(DataConfig(sources={"a": folder}, tokenizer=tokenizer_path)) == {}
 
 
@@ -34,7 +36,10 @@ def test_missing_paths_say_how_to_make_the_demo_corpus(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = problems(
         DataConfig(
-            sources={"code": SourceConfig(path=tmp_path / "none"), "prose": SourceConfig(path=tmp_path / "empty")},
+            sources={
+                "code": SourceConfig(path=str(tmp_path / "none")),
+                "prose": SourceConfig(path=str(tmp_path / "empty")),
+            },
             tokenizer=tmp_path / "no.model",
         )
     )
@@ -45,17 +50,80 @@ def test_missing_paths_say_how_to_make_the_demo_corpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_weight(source: SourceConfig, tokenizer_path: Path, weight: float) -> None:
-    config = DataConfig(sources={"a": SourceConfig(path=source.path, weight=weight)}, tokenizer=tokenizer_path)
+    config = DataConfig(sources={"a": SourceConfig(path=str(source.path), weight=weight)}, tokenizer=tokenizer_path)
     assert f"{weight} is not above 0" in problems(config)["sources.a.weight"]
 
 
-def test_compressed_shards_and_empty_field(tmp_path: Path, tokenizer_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+def test_a_file_of_no_known_kind(tmp_path: Path, tokenizer_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"")
     config = DataConfig(
-        sources={"a": SourceConfig(path=tmp_path / "a.jsonl.gz", text_field="")}, tokenizer=tokenizer_path
+        sources={"a": SourceConfig(path=str(tmp_path / "a.csv"), text_field="")}, tokenizer=tokenizer_path
     )
-    assert "decompress" in problems(config)["sources.a.path"]
+    assert ".jsonl.gz" in problems(config)["sources.a.path"]
     assert "name the field" in problems(config)["sources.a.text_field"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow", "a.txt", "deep/er/a.txt"]
+)
+def test_files_of_every_kind_are_found_in_a_folder(tmp_path: Path, tokenizer_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "b.txt").touch()
+    config = DataConfig(sources={"a": SourceConfig(path=str(folder))}, tokenizer=tokenizer_path)
+    assert "holds no" in problems(config)["sources.a.path"]
+    (folder / name).touch()
+    assert problems(config) == {}
+    assert data_files(folder) == [folder / name]
+
+
+def test_the_index_of_mds_shards_stands_for_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "index.json").touch()
+    (tmp_path / "a.jsonl").touch()
+    assert data_files(tmp_path) == [tmp_path / "index.json"]
+
+
+def test_a_url_is_not_looked_for_on_disk(tokenizer_path: Path) -> None:
+    assert problems(DataConfig(sources={"a": SourceConfig(path="s3://b/c")}, tokenizer=tokenizer_path)) == {}
+    assert problems(DataConfig(sources={"a": SourceConfig(dataset="owner/name")}, tokenizer=tokenizer_path)) == {}
+
+
+def test_a_source_is_a_path_or_a_dataset(source: SourceConfig, tokenizer_path: Path) -> None:
+    for wrong in (SourceConfig(), SourceConfig(path=source.path, dataset="owner/name")):
+        config = DataConfig(sources={"a": wrong}, tokenizer=tokenizer_path)
+        assert "not both" in problems(config)["sources.a.path"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "message"),
+    [
+        ("text", "{x}", "does nothing for kind text"),
+        ("chat", "{x}", "does nothing for kind chat"),
+        ("prompt", "Answer:", "names no field"),
+        ("prompt", "{0}", "no name"),
+        ("alpaca", "{instruction", "cannot be read"),
+        ("prompt", "Q: {question}\n", None),
+        ("alpaca", "{instruction} {{literally}}", None),
+    ],
+)
+def test_template(source: SourceConfig, tokenizer_path: Path, kind: Any, template: str, message: str | None) -> None:
+    config = DataConfig(
+        sources={"a": SourceConfig(path=source.path, kind=kind, template=template)}, tokenizer=tokenizer_path
+    )
+    found = problems(config)
+    assert (message in found["sources.a.template"]) if message else found == {}
+
+
+def test_numbers_and_places(source: SourceConfig, tokenizer_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = problems(
+        DataConfig(
+            sources={"a": source}, tokenizer=tokenizer_path, workers=-1, cache_gb=0.0,
+            cache_dir=tmp_path / "file", chat_template=tmp_path / "none.jinja",
+        )
+    )  # fmt: skip
+    assert sorted(found) == ["cache_dir", "cache_gb", "chat_template", "workers"]
 
 
 def test_seq_len(source: SourceConfig, tokenizer_path: Path) -> None:

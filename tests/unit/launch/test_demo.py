@@ -97,7 +97,7 @@ def test_everything_a_demo_recipe_reads_is_in_the_given_corpus(recipe: str, tmp_
     config = load_config(local.ROOT / "recipes" / recipe, [*corpus_settings(tmp_path / "corpus", recipe), *model])
     named: list[Any] = [config.data.tokenizer, *(source.path for source in config.data.sources.values())]
     named += [task.path for task in config.eval.tasks.values()]
-    assert all(path.is_relative_to(tmp_path / "corpus") for path in named)
+    assert all(Path(path).is_relative_to(tmp_path / "corpus") for path in named)
 
 
 @pytest.mark.parametrize("until", STAGES)

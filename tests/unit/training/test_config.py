@@ -176,7 +176,7 @@ class TestWholeConfig:
             model=ModelConfig(base=str(tmp_path / "none")),
             adapter=AdapterConfig(rank=0),
             data=DataConfig(
-                sources={"text": SourceConfig(path=tmp_path / "train.jsonl", weight=-1.0)},
+                sources={"text": SourceConfig(path=str(tmp_path / "train.jsonl"), weight=-1.0)},
                 tokenizer=tmp_path / "tokenizer.model",
             ),
             train=TrainConfig(steps=0),

@@ -28,7 +28,7 @@ def test_a_minimal_recipe_is_read(recipe: Path) -> None:
     config = load_config(recipe)
     assert config.train.steps == 20
     assert config.optim == OptimConfig(lr=5e-3)
-    assert config.data.sources["text"].path == recipe.parent / "train.jsonl"
+    assert config.data.sources["text"].path == str(recipe.parent / "train.jsonl")
     assert config.eval.tasks["old_bits"].domain == "old"
     assert config.model.base == str(recipe.parent / "base")
     assert config.run.dir == recipe.parent / "out"
@@ -212,7 +212,7 @@ class TestSections:
 
     def test_an_entry_that_says_nothing_is_not_dropped(self, tmp_path: Path) -> None:
         problem = only_problem(tmp_path, more="[data.sources.more]\n")
-        assert problem == "data.sources.more.path: is missing and has no default; set it in the recipe"
+        assert problem.startswith("data.sources.more.path (default): name either path (files) or dataset")
 
     def test_no_tasks_are_fine(self, tmp_path: Path) -> None:
         assert load_config(write_recipe(tmp_path, RECIPE.split("[eval")[0])).eval.tasks == {}
@@ -331,6 +331,21 @@ class TestPaths:
         path = write_recipe(tmp_path, RECIPE.replace('"out"', '"../a/./b/../out"'))
         assert load_config(path).run.dir == tmp_path.parent / "a" / "out"
 
+    def test_urls_and_dataset_names_stay_as_they_are(self, tmp_path: Path) -> None:
+        more = '[data.sources.far]\npath = "s3://bucket/$SHARD/a.jsonl"\n[data.sources.hub]\ndataset = "owner/name"\n'
+        more += f'[data.sources.saved]\ndataset = "./saved"\n[data.sources.here]\npath = "owner/{"x" * 3}"\n'
+        (tmp_path / "owner").mkdir()
+        (tmp_path / "owner" / "xxx").mkdir()
+        (tmp_path / "owner" / "xxx" / "a.jsonl").touch()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SHARD", "7")
+            sources = load_config(write_recipe(tmp_path, RECIPE + more)).data.sources
+        assert sources["far"].path == "s3://bucket/7/a.jsonl"
+        # The folder owner/ exists, so this is meant as a path.
+        assert sources["hub"].dataset == str(tmp_path / "owner" / "name")
+        assert sources["saved"].dataset == str(tmp_path / "saved")
+        assert sources["here"].path == str(tmp_path / "owner" / "xxx")
+
     def test_home_and_variables_are_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("SCRATCH_FOLDER", str(tmp_path))
@@ -338,7 +353,7 @@ class TestPaths:
         config = load_config(write_recipe(tmp_path, text), ["--data.sources.text.path", "$SCRATCH_FOLDER/train.jsonl"])
         assert config.data.tokenizer == tmp_path / "tokenizer.model"
         assert config.run.dir == tmp_path / "runs"
-        assert config.data.sources["text"].path == tmp_path / "train.jsonl"
+        assert config.data.sources["text"].path == str(tmp_path / "train.jsonl")
 
     @pytest.mark.parametrize("written", ["$NOT_SET_ANYWHERE/runs", "${NOT_SET_ANYWHERE}/runs"])
     def test_an_unset_variable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str) -> None:
