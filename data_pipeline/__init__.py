@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig, SourceConfig
-    from data_pipeline.encoding import load_tokenizer
-    from data_pipeline.stream import TokenStream
+    from data_pipeline.encoding.tokenizer import load_tokenizer
+    from data_pipeline.stream.token_stream import TokenStream
 
 _MODULE_OF = {
-    "TokenStream": "stream",
+    "TokenStream": "stream.token_stream",
     "DataConfig": "config",
     "SourceConfig": "config",
-    "load_tokenizer": "encoding",
+    "load_tokenizer": "encoding.tokenizer",
 }
 
 __all__ = ["DataConfig", "SourceConfig", "TokenStream", "load_tokenizer"]

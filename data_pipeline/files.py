@@ -1,4 +1,4 @@
-"""Finding a source's shards, hashing files, and writing files that appear whole or not at all."""
+"""Hashing files, and writing files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 20
-
-
-def shard_paths(path: Path) -> list[Path]:
-    """The .jsonl files of a source: the file itself, or the folder's visible ones in sorted order (not deeper)."""
-    if not path.is_dir():
-        return [path]
-    return sorted(shard for shard in path.glob("*.jsonl") if shard.is_file() and not shard.name.startswith("."))
 
 
 def is_url(location: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,10 +13,28 @@ import torch
 from training.engine import MicroBatch
 
 if TYPE_CHECKING:
-    from data_pipeline.stream import Row
+    from data_pipeline.stream.token_stream import Row
 
 HASH_SIZE = 2**40
 """Row hashes are summed modulo this, so that fp64 adds those of up to 2^13 ranks exactly."""
+
+
+class TimedRows:
+    """Rows, and how long they were waited for."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+        self.seconds = 0.0
+
+    def __iter__(self) -> TimedRows:
+        return self
+
+    def __next__(self) -> Any:
+        began = time.perf_counter()
+        try:
+            return next(self._rows)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 def take_step(rows: Iterator[Row], *, num_rows: int, micro_batch_rows: int) -> tuple[list[MicroBatch], int]:

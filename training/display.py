@@ -36,6 +36,7 @@ class Display:
         self._eval = self._bar.add_task("  evaluating", total=1, note="", visible=False)
         self._started = self._first_step = None  # type: float | None
         self._printed = 0.0
+        self._prepared: float | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -66,6 +67,15 @@ class Display:
         done = step - self._first_step
         left = f"  {clock((self.steps - step) * (now - self._started) / done)} left" if done else ""
         self.say(f"step {step}/{self.steps}  {note}{left}")
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` of the work `what` that comes before training is done."""
+        now = time.monotonic()
+        # Silent where it is soon done, as it is at every start but the first.
+        self._prepared = self._prepared or now
+        if now - max(self._prepared, self._printed) >= PLAIN_SECONDS:
+            self._printed = now
+            self.say(f"{what}: {done / max(1, total):.0%}")
 
     def evaluating(self, done: int, total: int) -> None:
         """An evaluation has done `done` of `total` forward passes."""

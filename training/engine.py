@@ -29,6 +29,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
+from data_pipeline.errors import PipelineError
 from monteclora import Adapter
 from training.config import Config
 from training.loss import IGNORE, summed_cross_entropy
@@ -105,15 +106,51 @@ def leave_distributed() -> None:
 
 
 @contextlib.contextmanager
-def rank_0_first(world: World) -> Iterator[None]:
-    """The other ranks enter the block when rank 0 has left it (a collective)."""
+def rank_0_first(world: World, *, heartbeat_seconds: float = 10.0) -> Iterator[None]:
+    """The other ranks enter the block when rank 0 has left it (a collective), however long that takes.
+
+    Rank 0 says every few seconds that it is still busy: a mere barrier would end all ranks at the process group's timeout.
+    """
     if world.rank != 0:
-        dist.barrier()
+        while _from_rank_0_flag(False, world):
+            pass
+        yield
+        return
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(heartbeat_seconds):
+            _from_rank_0_flag(True, world)
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
     try:
         yield
     finally:
-        if world.rank == 0:
-            dist.barrier()
+        done.set()
+        heart.join()
+        _from_rank_0_flag(False, world)
+
+
+def raise_on_all_ranks(problem: PipelineError | None, world: World) -> None:
+    """Raise the first problem that any rank has on all ranks (a collective); nothing where none has one.
+
+    A rank that alone could not read its data, of a disk of its node say, would else end without a word, and the others wait.
+    """
+    problems: list[str | None] = [None] * world.size
+    dist.all_gather_object(problems, None if problem is None else str(problem))
+    for rank, message in enumerate(problems):
+        if message is not None:
+            raise PipelineError(message if rank == 0 else f"rank {rank}: {message}") from problem
+
+
+def _from_rank_0_flag(flag: bool, world: World) -> bool:
+    """Rank 0's flag, on all ranks (a collective)."""
+    # The device is said, as a thread starts with the first GPU as its own.
+    device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    value = torch.tensor(int(flag), device=device)
+    dist.broadcast(value, src=0)
+    return bool(value.item())
 
 
 def from_rank_0(compute: Callable[[], Any], world: World) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from data_pipeline.encoding import Tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate, write_result
 from training.config import Config
 from training.display import Display

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.encoding import Tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from monteclora import save_peft
 from training.config import Config
 from training.engine import Engine

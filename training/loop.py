@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import PipelineError
-from training.batches import chain_hash, take_step
+from training.batches import TimedRows, chain_hash, take_step
 from training.config import Config
 from training.display import Display
 from training.engine import Engine, MicroBatch
@@ -51,17 +51,14 @@ def train(
         if progress.step == config.train.steps:
             return True
         began = time.perf_counter()
-        batch, hash_sum, problem = try_step(rows, rows_per_rank, config.train.micro_batch_rows)
-        hash_total, num_problems = engine.sum_over_ranks([hash_sum, problem is not None])
-        if num_problems:
-            # Known to all ranks, or the others would wait for this one in the step.
-            raise PipelineError(next(text for text in engine.gather(problem) if text is not None))
-        meter.data_seconds += time.perf_counter() - began
+        batch, hash_sum, waited, problem = try_step(rows, rows_per_rank, config.train.micro_batch_rows)
+        hash_total, longest_wait = agree(engine, hash_sum, waited, problem)
+        meter.data_seconds += longest_wait
         result = engine.step(batch, progress.step)
 
         progress.step += 1
         progress.tokens_seen += tokens_per_step
-        progress.data_hash = chain_hash(progress.data_hash, int(hash_total))
+        progress.data_hash = chain_hash(progress.data_hash, hash_total)
         progress.skipped_in_a_row = 0 if result.is_applied else progress.skipped_in_a_row + 1
         progress.skipped_steps += not result.is_applied
         is_stopped = stop.any_rank(engine.any_rank)
@@ -87,12 +84,30 @@ def train(
             saver.save(progress)
 
 
-def try_step(rows: Iterator[Any], num_rows: int, micro_batch_rows: int) -> tuple[list[MicroBatch], int, str | None]:
-    """The next step's micro-batches and their hash, or what is wrong with this rank's data."""
+def try_step(
+    rows: Iterator[Any], num_rows: int, micro_batch_rows: int
+) -> tuple[list[MicroBatch], int, float, str | None]:
+    """The next step's micro-batches, their hash, the seconds they were waited for, and what is wrong with the data."""
+    timed = TimedRows(rows)
     try:
-        return *take_step(rows, num_rows=num_rows, micro_batch_rows=micro_batch_rows), None
+        batches, hash_sum = take_step(timed, num_rows=num_rows, micro_batch_rows=micro_batch_rows)
     except PipelineError as error:
-        return [], 0, str(error)
+        return [], 0, timed.seconds, str(error)
+    return batches, hash_sum, timed.seconds, None
+
+
+def agree(engine: Engine, hash_sum: int, waited: float, problem: str | None) -> tuple[int, float]:
+    """The sum of all ranks' hashes and the longest of their waits for data (a collective).
+
+    Raises:
+        PipelineError: on all ranks, when one of them has a problem; else the others would wait for it in the step.
+    """
+    waits = [0.0] * engine.world.size
+    waits[engine.world.rank] = waited
+    hash_total, num_problems, *waits = engine.sum_over_ranks([hash_sum, problem is not None, *waits])
+    if num_problems:
+        raise PipelineError(next(text for text in engine.gather(problem) if text is not None))
+    return int(hash_total), max(waits)
 
 
 class Meter:
@@ -117,7 +132,7 @@ class Meter:
         return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
 
     def line(self, progress: Progress, result: Any) -> dict[str, Any]:
-        """A line of metrics.jsonl; seconds are sums since the last line."""
+        """A line of metrics.jsonl; seconds are sums since the last line, those of data of each step's slowest rank."""
         return {
             "step": progress.step,
             "tokens_seen": progress.tokens_seen,

@@ -13,6 +13,7 @@ if not __package__:
     # Run by path, sys.path[0] is training/, whose modules would shadow libraries of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import os
 
 from data_pipeline.errors import PipelineError
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     stop = StopRequest(command.config.run.dir, watches_file=command.world.rank == 0)
     stop.listen()
     try:
-        return run(command, command.world, stop)
+        with contextlib.ExitStack() as on_exit:
+            return run(command, command.world, stop, on_exit)
     except USER_ERRORS as error:
         tell(error, command.world)
         if engine := sys.modules.get("training.engine"):
@@ -58,16 +60,17 @@ def tell(error: Exception, world: World) -> None:
         print(f"\n{error}\n", file=sys.stderr, flush=True)
 
 
-def run(command: Command, world: World, stop: StopRequest) -> int:
-    """One run, from its record to its export."""
+def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.ExitStack) -> int:
+    """One run, from its record to its export; what is put on `on_exit` is closed however it ends."""
     # Imported here: a wrong configuration is answered before torch and DeepSpeed are loaded.
     from training.quiet import quiet_libraries
 
     quiet_libraries()
-    from data_pipeline import TokenStream, load_tokenizer
+    from data_pipeline import load_tokenizer
     from monteclora import attach_adapter
+    from training.data import open_data
     from training.display import Display
-    from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed, rank_0_first
+    from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed
     from training.evaluation import Evaluation, check_inputs
     from training.export import export
     from training.loop import train
@@ -77,7 +80,7 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
     from training.saving import Saver
 
     config = command.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_engine)
     check_inputs(tokenizer, config)
     log = open_log(config.run.dir, world.rank)
     record = RunRecord(config.run.dir, world)
@@ -88,10 +91,8 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         raise ConfigError([f'run.dir = "{config.run.dir}": another start of this run is going on'])
     ds_config = complete_ds_config(command.ds_config, config, world)
 
-    num_lanes = config.train.global_batch_rows
-    with rank_0_first(world):
-        # The first to come writes the index of the documents, the others find it.
-        stream = TokenStream(config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=config.run.seed)
+    stream = open_data(config, world, display.preparing)
+    on_exit.enter_context(stream)
     model = build_model(config.model, precision=config.train.precision, ds_config=ds_config, seed=config.run.seed)
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
@@ -100,6 +101,7 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         "parameters": parameters,
         "base_fingerprint": from_rank_0(lambda: base_fingerprint(config.model.base), world),
         "tokenizer_fingerprint": tokenizer.fingerprint,
+        "tokenizer_engine": stream.tokenizer.engine,
         "data_fingerprint": stream.fingerprint,
     }
     record.refuse_changes(facts)
@@ -113,12 +115,13 @@ def run(command: Command, world: World, stop: StopRequest) -> int:
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
-    record.update(**progress.as_dict())
+    record.update(**progress.as_dict(), data=saver.data_counts())
     display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
 
     try:
         with display:
             is_done = train(
+                # Workers start to make rows here, and a first evaluation gives them time.
                 engine, iter(stream), progress, config=config, record=record, display=display,
                 evaluation=evaluation, saver=saver, stop=stop,
             )  # fmt: skip

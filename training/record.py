@@ -39,6 +39,11 @@ MAY_CHANGE = (
     "model.activation_checkpointing",
     "checkpoint",
     "eval.batch_rows",
+    "data.workers",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.token_cache",
+    "data.tokenizer_engine",
 )
 """Settings that a run may be continued with at another value. The rows per micro-batch leave data and loss alone, but
 decide which noise a row draws (dropout, MonteCLoRA)."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import TokenStream
-from data_pipeline.stream import merge_states
+from data_pipeline.stream.token_stream import TokenStream, merge_states
+from data_pipeline.stream.workers import PrefetchedStream
 from training import checkpoint
 from training.config import Config
 from training.display import Display
@@ -24,7 +25,12 @@ class Saver:
     """Writes and reads the checkpoints of one run; every method is a collective."""
 
     def __init__(
-        self, engine: Engine, stream: TokenStream, config: Config, record: RunRecord, display: Display
+        self,
+        engine: Engine,
+        stream: TokenStream | PrefetchedStream,
+        config: Config,
+        record: RunRecord,
+        display: Display,
     ) -> None:
         self._engine, self._stream, self._config = engine, stream, config
         self._record, self._display = record, display
@@ -56,8 +62,12 @@ class Saver:
         engine.barrier()
         self._stall_seconds += time.perf_counter() - began
         self._saved_step = progress.step
-        self._record.update(last_checkpoint=progress.step)
+        self._record.update(last_checkpoint=progress.step, data=self.data_counts())
         log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
+
+    def data_counts(self) -> dict[str, dict[str, int]]:
+        """What all ranks together have left out or cut so far, by source."""
+        return sum_counts(self._engine.gather(self._stream.counts()))
 
     def _manifest(
         self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]
@@ -109,3 +119,14 @@ class Saver:
         """Seconds that training stood still for saving since the last call."""
         seconds, self._stall_seconds = self._stall_seconds, 0.0
         return seconds
+
+
+def sum_counts(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Sum the counts of every rank, by source and kind."""
+    total: dict[str, dict[str, int]] = {}
+    for of_rank in counts:
+        for source, of_source in of_rank.items():
+            summed = total.setdefault(source, {})
+            for kind, number in of_source.items():
+                summed[kind] = summed.get(kind, 0) + number
+    return total

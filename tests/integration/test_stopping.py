@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.order import epoch_permutation, source_seed
+from data_pipeline.order import Permutation, source_seed
 from tests.ranks import ROOT, base_environment, free_port
 
 pytestmark = pytest.mark.dist
@@ -211,7 +211,7 @@ def test_a_stop_in_the_last_evaluation_only_delays_it(tiny_recipe: Path, tmp_pat
 def test_damaged_data_of_another_rank_is_named(tiny_recipe: Path, tmp_path: Path) -> None:
     lines = (tiny_recipe.parent / "train.jsonl").read_text().splitlines()
     # The first document of lane 5, which is one of rank 1's lanes 4 to 7.
-    number = int(epoch_permutation(len(lines), source_seed(5, "text"), 0)[5])
+    number = Permutation(len(lines), (source_seed(5, "text"), 0))[5]
     lines[number] = lines[number][: len(lines[number]) // 2]
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text("\n".join(lines) + "\n")

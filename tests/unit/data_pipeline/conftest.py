@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.demo_tokenizer import train_tokenizer
+from data_pipeline.demo.tokenizer import train_tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on\nthe warm stones of the old yard\n" * 8
 

@@ -1,81 +1,184 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_pipeline.__main__ import main
+from data_pipeline.__main__ import COMMANDS, main
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.encoding.tokenizer import load_tokenizer
+from data_pipeline.stream.token_stream import TokenStream
 
 Write = Callable[[Path, Sequence[str]], Path]
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[3]
+TEXTS = ["the dog", "", "the quick brown fox", "é"]
 
 
 @pytest.fixture
 def source(tmp_path: Path, write_jsonl: Write) -> Path:
-    return write_jsonl(tmp_path / "data" / "a.jsonl", ["the dog", "", "the quick brown fox", "é"])
+    return write_jsonl(tmp_path / "data" / "a.jsonl", TEXTS)
 
 
-def test_index_then_verify(source: Path, capsys: Capture) -> None:
-    assert main(["index", str(source.parent)]) == 0
-    assert f"{source}: 4 documents, {source.stat().st_size} bytes, sha256 " in capsys.readouterr().out
-    assert (source.parent / ".index" / "a.jsonl.json").exists()
-    assert main(["verify", str(source)]) == 0
-    assert f"{source}: 4 documents, 0 damaged" in capsys.readouterr().out
+@pytest.fixture
+def recipe(source: Path, tokenizer_path: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'[run]\nseed = 5\n[train]\nglobal_batch_rows = 2\n[data]\ntokenizer = "{tokenizer_path}"\nseq_len = 16\n'
+        '[data.sources.mine]\npath = "data/a.jsonl"\n'
+    )
+    return path
 
 
-def test_verify_reports_every_damaged_line_of_every_file(source: Path, capsys: Capture) -> None:
-    (source.parent / "b.jsonl").write_bytes(b'{"text": "x"}\n{"te\n[]\n')
+def cells(out: str, name: str) -> list[str]:
+    """The cells of the table row that begins with `name`."""
+    row = next(line for line in out.splitlines() if line.strip().startswith(name))
+    return row.strip()[len(name) :].split()
+
+
+def test_index_shows_shards_and_totals(source: Path, write_jsonl: Write, capsys: Capture) -> None:
+    write_jsonl(source.parent / "b.jsonl", ["x"] * 3)
+    assert main(["index", f"mine={source.parent}", "--workers", "0"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[:3] for line in captured.out.splitlines() if ".jsonl" in line] == [
+        ["mine", "a.jsonl", "4"],
+        ["mine", "b.jsonl", "3"],
+    ]
+    total = [line.split() for line in captured.out.splitlines() if line.split()[:1] == ["mine"]][-1]
+    assert total[1:3] == ["2", "7"]
+    assert "indexing mine: " in captured.err
+    assert list((source.parent / ".index").glob("a.jsonl*"))
+    # The indexes are kept: nothing is done again.
+    assert main(["index", f"mine={source.parent}"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_verify_reports_every_damage_of_every_file(source: Path, recipe: Path, capsys: Capture) -> None:
+    assert main(["verify", str(recipe), "--workers", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "nothing is damaged" in captured.out
+    assert "verifying mine: " in captured.err
+    (source.parent / "b.jsonl").write_bytes(b'{"text": "x"}\n{"te\n{"body": 1}\n')
     assert main(["verify", str(source.parent)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{source}: 4 documents, 0 damaged"
-    assert "b.jsonl, line 2 (byte 14): is not valid JSON" in lines[1]
-    assert "b.jsonl, line 3 (byte 19): is not a JSON object but list" in lines[2]
-    assert lines[3].endswith("b.jsonl: 3 documents, 2 damaged")
+    assert "b.jsonl, line 2 (byte 14) is not valid JSON" in lines[0]
+    assert "b.jsonl, line 3 (byte 19) has no field 'text'" in lines[1]
+    assert [line.split()[1:3] + line.split()[-1:] for line in lines if ".jsonl  " in line] == [
+        ["a.jsonl", "4", "0"],
+        ["b.jsonl", "3", "2"],
+    ]
+    assert lines[-1] == "2 damages"
 
 
-def test_verify_notices_content_that_changed_behind_the_index(source: Path, capsys: Capture) -> None:
-    import os
-
-    main(["index", str(source)])
-    stat = source.stat()
-    source.write_bytes(source.read_bytes().replace(b"dog", b"cat"))
-    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert main(["verify", str(source)]) == 1
-    assert "content changed behind the index's back" in capsys.readouterr().out
+def test_verify_asks_for_the_fields_of_the_kind(source: Path, capsys: Capture) -> None:
+    assert main(["verify", str(source), "--kind", "prompt", "--prompt-field", "q"]) == 1
+    assert "has no field 'q' nor 'response', but: text" in capsys.readouterr().out
 
 
-def test_stats(source: Path, tokenizer_path: Path, capsys: Capture) -> None:
-    assert main(["stats", "--source", f"mine={source}", "--tokenizer", str(tokenizer_path)]) == 0
+def test_verify_reads_the_tokens_too(recipe: Path, capsys: Capture) -> None:
+    assert main(["tokenize", str(recipe), "--workers", "0"]) == 0
+    assert main(["verify", str(recipe), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert any(line.split()[:1] == ["tokens"] and line.split()[-1] == "0" for line in out.splitlines())
+    (path,) = (recipe.parent / "data" / ".index" / "tokens").glob("*/*.tokens")
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    assert main(["verify", str(recipe), "--workers", "0"]) == 1
+    out = capsys.readouterr().out
+    assert f"{path} is not as it was written (document 0 in it); the next run makes it again" in out
+
+
+def test_stats_of_a_recipe(recipe: Path, tokenizer_path: Path, capsys: Capture, tmp_path: Path) -> None:
+    picture = tmp_path / "lengths.png"
+    assert main(["stats", str(recipe), "--workers", "0", "--picture", str(picture)]) == 0
     captured = capsys.readouterr()
-    row = next(line for line in captured.out.splitlines() if "mine" in line)
-    cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[:4] == ["mine", "4", "1", str(len("the dogthe quick brown foxé".encode()))]
-    assert "encoding mine: 4/4" in captured.err
+    lengths = [len(load_tokenizer(tokenizer_path).encode(text)) + 2 for text in TEXTS if text]
+    assert cells(captured.out, "documents") == ["4"]
+    assert cells(captured.out, "empty") == ["1"]
+    assert cells(captured.out, "bytes of text") == [str(len("".join(TEXTS).encode()))]
+    assert cells(captured.out, "tokens ") == [str(sum(lengths))]
+    assert cells(captured.out, "longest") == [str(max(lengths))]
+    assert cells(captured.out, "steps of 2 rows in an epoch") == [f"{sum(lengths) / 32:,.1f}"]
+    assert "lengths of mine" in captured.out
+    assert "encoding mine: 4/4 documents" in captured.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_peek(source: Path, tokenizer_path: Path, capsys: Capture) -> None:
+def test_stats_says_what_the_run_would_refuse(source: Path, tokenizer_path: Path, capsys: Capture) -> None:
+    source.write_bytes(source.read_bytes() + b'{"te\n[]\n')
+    assert main(["stats", str(source), "--tokenizer", str(tokenizer_path), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "bad records") == ["2"]
+    assert "a.jsonl, line 5" in out
+    assert "The run would stop at a bad record of a: " in out
+
+
+def test_stats_of_a_sample_says_so(recipe: Path, capsys: Capture) -> None:
+    assert main(["stats", str(recipe), "--workers", "0", "--sample", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "mine (from 2)" in out
+    assert "Estimates from a sample" in out
+    assert cells(out, "documents") == ["4"]
+
+
+def test_peek_is_the_row_of_the_run(recipe: Path, source: Path, tokenizer_path: Path, capsys: Capture) -> None:
+    assert main(["peek", str(recipe), "--lane", "1", "--step", "2", "--ids"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{recipe}: row 1 of 2, step 2 (seed 5, seq_len 16)"
+    config = DataConfig(sources={"mine": SourceConfig(path=str(source))}, tokenizer=tokenizer_path, seq_len=16)
+    with TokenStream(config, num_lanes=2, lanes=range(2), seed=5) as stream:
+        row = [next(stream) for _ in range(6)][5]
+    ids = [int(one) for line in lines if line.startswith("  ") and line.split()[0].isdigit() for one in line.split()]
+    assert ids == row.input_ids.tolist()
+    assert sum(line.startswith("── mine ") for line in lines) == len(row.documents)
+    assert sum("a.jsonl, line " in line for line in lines) == len(row.documents)
+
+
+def test_peek_into_an_epoch(recipe: Path, capsys: Capture) -> None:
+    assert main(["peek", str(recipe), "--epoch", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 0 from the beginning of epoch 3" in lines[0]
+    assert ", epoch 3, inputs 0 to " in lines[1]
+
+
+def test_peek_shows_a_prompt_its_response_and_the_padding(
+    tmp_path: Path, tokenizer_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    tokenizer = load_tokenizer(tokenizer_path)
+    length = 2 + len(tokenizer.encode("the lazy dog sleeps on"))
+    path.write_text(json.dumps({"prompt": "the lazy dog", "response": " sleeps on"}) + "\n")
     command = [
         "peek",
-        "--source",
-        f"a={source}:2.5",
+        str(path),
+        "--kind",
+        "prompt",
         "--tokenizer",
         str(tokenizer_path),
         "--seq-len",
-        "64",
-        "--num-lanes",
-        "2",
-        "--lane",
-        "1",
-        "--step",
-        "1",
+        str(2 * length - 1),
     ]
-    assert main(command) == 0
+    assert main([*command, "--workers", "0"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("lane 1 of 2, step 1, seed 0\n── inputs 0 to ")
-    assert "<BOS>the quick brown fox⟦<EOS>⟧" in out
+    assert "⟦<BOS>the lazy dog⟧ sleeps on<EOS>" in out
+    assert f"── padding, inputs {length} to {2 * length - 2} ──" in out
+
+
+def test_tokenize_makes_what_the_run_reads(recipe: Path, capsys: Capture) -> None:
+    assert main(["tokenize", str(recipe), "--workers", "0"]) == 0
+    captured = capsys.readouterr()
+    assert cells(captured.out, "mine")[:2] == ["4", "3"]
+    assert "encoding mine: 4/4 documents" in captured.err
+    assert f"{recipe.parent / 'data' / '.index' / 'tokens'} holds " in captured.out
+    assert "only where its recipe says token_cache = true" in captured.out
+    assert main(["tokenize", str(recipe), "--workers", "0"]) == 0
+    assert "encoding" not in capsys.readouterr().err
 
 
 def test_demo_makes_the_corpus_and_shows_its_counts(tmp_path: Path, capsys: Capture) -> None:
@@ -83,43 +186,116 @@ def test_demo_makes_the_corpus_and_shows_its_counts(tmp_path: Path, capsys: Capt
     command = ["demo", "--out", str(out), "--max-files", "8", "--vocab-size", "400"]
     assert main(command) == 0
     captured = capsys.readouterr()
-    assert "400 pieces" in captured.out
+    assert "400" in captured.out
     assert "heldout" in captured.out
     assert "reading the standard library: 8/8" in captured.err
-    assert main(["verify", str(out / "code"), str(out / "prose")]) == 0
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("index", "no path is given"),
+        ("index", "nothing to read: name a recipe"),
         ("index {tmp}/none", "none does not exist"),
-        ("verify {tmp}", "holds no .jsonl file"),
+        ("verify {tmp}", "holds no .jsonl"),
         ("demo --vocab-size 3 --out {tmp}/c", "vocab size 3 is too small"),
-        ("stats --source a --tokenizer {tokenizer}", "--source 'a' is not NAME=PATH"),
-        ("peek --source a={a} --tokenizer {tmp}/none --seq-len 1", "seq_len: 1 tokens is too short"),
-        ("peek --source a={a} --tokenizer {tmp}/none --seq-len 1", "tokenizer: "),
-        ("peek --source a={a}:0 --tokenizer {tokenizer}", "sources.a.weight: 0.0 is not above 0"),
-        ("peek --source a={a} --tokenizer {tokenizer} --lane 8", "--lane 8 is none of the 8 lanes; give 0 to 7"),
-        ("peek --source a={a} --tokenizer {tokenizer} --step -1", "--step -1 is below 0"),
-        ("peek --source a={a} --tokenizer {tokenizer} --text-field body", "has no field 'body'"),
+        ("stats {a}", "--tokenizer is missing"),
+        ("stats {recipe} --sample 0", "--sample 0 is below 1"),
+        ("stats {recipe} --picture x.gif", "--picture x.gif is no .png"),
+        ("stats {recipe} --picture {tmp}/none/x.png", "is no .png, .svg or .pdf in a folder that exists"),
+        ("peek {a} --tokenizer {tmp}/none --seq-len 1", "seq_len: 1 tokens is too short"),
+        ("peek {a} --tokenizer {tmp}/none --seq-len 1", "tokenizer: "),
+        ("peek {recipe} --lane 2", "--lane 2 is none of the 2 rows of a batch; give 0 to 1"),
+        ("peek {recipe} --step -1", "--step -1 is below 0"),
+        ("peek {recipe} --epoch -1", "--epoch -1 is below 0"),
+        ("peek {a} --tokenizer {tokenizer} --text-field body", "has no field 'body'"),
+        ("pek {recipe}", "'pek' is no command; did you mean peek?"),
+        ("", "name a command"),
     ],
 )
 def test_bad_requests_exit_with_2(
-    source: Path, tmp_path: Path, tokenizer_path: Path, capsys: Capture, command: str, message: str
+    source: Path, recipe: Path, tmp_path: Path, tokenizer_path: Path, capsys: Capture, command: str, message: str
 ) -> None:
-    arguments = command.format(tmp=tmp_path, a=source, tokenizer=tokenizer_path).split()
-    assert main(arguments) == 2
+    (tmp_path / "empty").mkdir()
+    values = {"tmp": tmp_path / "empty", "a": source, "tokenizer": tokenizer_path, "recipe": recipe}
+    assert main(command.format(**values).split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert "error: " in error
     assert message in error
 
 
-def test_unknown_command_and_help() -> None:
-    root = Path(__file__).parents[3]
-    run = [sys.executable, "-m", "data_pipeline"]
-    unknown = subprocess.run([*run, "nope"], cwd=root, capture_output=True, text=True, check=False)
-    assert unknown.returncode == 2
-    shown = subprocess.run([*run, "peek", "--help"], cwd=root, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0
-    assert "Which optimizer step, from 0." in shown.stdout
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    assert f"usage: python -m data_pipeline {name} " in out
+    assert name == "demo" or f"$ python -m data_pipeline {name} recipes/" in out
+
+
+def test_unknown_options_exit_with_2(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["peek", "recipe.toml", "--lan", "3"])
+    assert "--lane" in capsys.readouterr().err
+
+
+def test_the_list_of_commands(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 110
+
+
+def test_output_may_be_cut_off_by_its_reader(recipe: Path) -> None:
+    main(["index", str(recipe)])
+    command = f"{sys.executable} -m data_pipeline peek {recipe} --step 1 | head -c 20"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert len(done.stdout) == 20
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_numbers_of_the_mixture(
+    source: Path, write_jsonl: Write, tokenizer_path: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other = write_jsonl(tmp_path / "data" / "b.jsonl", ["the dog"] * 50)
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(
+        f'[train]\nglobal_batch_rows = 4\n[data]\ntokenizer = "{tokenizer_path}"\nseq_len = 16\n'
+        f'[data.sources.a]\npath = "{source}"\nweight = 1\n[data.sources.b]\npath = "{other}"\nweight = 3\n'
+    )
+    assert main(["stats", str(recipe), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    tokens = np.array([int(cell) for cell in cells(out, "tokens ")])
+    assert cells(out, "part of the mixture") == ["25.0", "%", "75.0", "%"]
+    assert cells(out, "steps of 4 rows in an epoch") == [
+        f"{steps:,.1f}" for steps in tokens / (np.array([0.25, 0.75]) * 64)
+    ]
+
+
+def test_stats_says_when_examples_are_too_long_or_a_source_is_empty(
+    tmp_path: Path, tokenizer_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "the", "response": " dog" * 99}) + "\n")
+    command = ["stats", str(tmp_path / "pairs.jsonl"), "--kind", "prompt", "--tokenizer", str(tokenizer_path)]
+    assert main([*command, "--seq-len", "32", "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "longer than 32: refused") == ["1"]
+    assert 'The run would refuse to start, as examples of pairs have more than 32 tokens: set too_long = "drop"' in out
+    assert "No tokens in pairs: the run would refuse to start" in out
+    assert main([*command, "--seq-len", "32", "--workers", "0", "--too-long", "cut"]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "longer than 32: cut") == ["1"]
+    assert cells(out, "fill of rows of 32") == ["100.00", "%"]
+    assert "would refuse" not in out
+
+
+def test_a_command_may_be_stopped(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def stopped() -> int:
+        """Be stopped."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "index", stopped)
+    assert main(["index"]) == 130
+    assert "stopped; what was finished is kept" in capsys.readouterr().err

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files import sha256_of, shard_paths, write_atomically
+from data_pipeline.files import is_url, sha256_of, write_atomically
 
 
-def test_shards_are_the_visible_jsonl_files_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "c.json"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jsonl").mkdir()
-    assert [path.name for path in shard_paths(tmp_path)] == ["a.jsonl", "b.jsonl"]
-    assert shard_paths(tmp_path / "b.jsonl") == [tmp_path / "b.jsonl"]
+def test_a_url_is_told_from_a_path() -> None:
+    assert is_url("s3://bucket/a.jsonl")
+    assert not is_url("/data/a:b/c.jsonl")
 
 
 def test_hash(tmp_path: Path) -> None:

@@ -1,67 +1,181 @@
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.order import epoch_permutation, lane_documents, place_of, source_seed
+from data_pipeline.order import Permutation, SourceOrder, group_size, source_seed
 
-sizes = st.integers(1, 200)
-lane_counts = st.integers(1, 40)
+sizes = st.integers(1, 3000)
+keys = st.lists(st.integers(0, 2**128 - 1), max_size=3).map(tuple)
+block_sizes = st.lists(st.integers(1, 7), min_size=1, max_size=40)
+lane_counts = st.integers(1, 30)
 seeds = st.integers(0, 2**128 - 1)
-epochs = st.integers(0, 1000)
 
 
-@given(sizes, seeds, epochs, lane_counts)
-def test_every_document_exactly_once_per_epoch(size: int, seed: int, epoch: int, num_lanes: int) -> None:
-    slices = [lane_documents(size, seed, epoch, lane, num_lanes) for lane in range(num_lanes)]
-    assert sorted(np.concatenate(slices).tolist()) == list(range(size))
-    lengths = [len(one) for one in slices]
-    assert max(lengths) - min(lengths) <= 1
+@settings(max_examples=50)
+@given(sizes, keys)
+def test_a_permutation_is_one(size: int, key: tuple[int, ...]) -> None:
+    permutation = Permutation(size, key)
+    order = permutation[np.arange(size)]
+    assert order.dtype == np.int64
+    assert np.array_equal(np.sort(order), np.arange(size))
+    assert len(permutation) == size
 
 
-@given(sizes, seeds, lane_counts, st.integers(0, 6))
-def test_places_walk_the_lanes_slices_epoch_by_epoch(size: int, seed: int, num_lanes: int, num_epochs: int) -> None:
-    for lane in range(num_lanes):
-        expected = [
-            (epoch, int(document))
-            for epoch in range(num_epochs)
-            for document in lane_documents(size, seed, epoch, lane, num_lanes)
-        ]
-        places = [place_of(count, lane, num_lanes, size) for count in range(len(expected) + 1)]
-        walked = [(place.epoch, int(epoch_permutation(size, seed, place.epoch)[place.position])) for place in places]
-        assert walked[:-1] == expected
-        assert walked[-1][0] >= num_epochs
+@settings(max_examples=50)
+@given(st.integers(1, 2**62 - 1), keys, st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
+def test_single_places_agree_with_arrays(size: int, key: tuple[int, ...], places: list[int]) -> None:
+    places = [place % size for place in places]
+    permutation = Permutation(size, key)
+    singly = [permutation[place] for place in places]
+    assert permutation[np.array(places)].tolist() == singly
+    assert all(0 <= one < size for one in singly)
+    assert len(set(singly)) == len(set(places))
 
 
-@given(st.integers(1, 10), seeds, st.integers(1, 60))
-def test_a_lane_gets_documents_even_where_there_are_fewer_than_lanes(size: int, seed: int, num_lanes: int) -> None:
-    enough_epochs = -(-num_lanes // size)
-    for lane in range(num_lanes):
-        assert sum(len(lane_documents(size, seed, epoch, lane, num_lanes)) for epoch in range(enough_epochs)) >= 1
-
-
-def test_order_is_fixed_forever() -> None:
+def test_permutations_are_fixed_forever() -> None:
     # A change here would silently give resumed runs other data.
-    assert epoch_permutation(8, source_seed(0, "code"), 0).tolist() == [4, 2, 6, 5, 0, 7, 1, 3]
-    assert epoch_permutation(8, source_seed(0, "code"), 1).tolist() == [5, 6, 7, 3, 4, 0, 2, 1]
+    seed = source_seed(0, "code")
+    assert seed == 156433013694376089109906596061374909041
+    assert [Permutation(8, (seed, epoch))[np.arange(8)].tolist() for epoch in (0, 1)] == [
+        [5, 0, 7, 1, 4, 2, 3, 6],
+        [3, 6, 5, 7, 1, 0, 2, 4],
+    ]
+    assert Permutation(10**12, (seed,))[123456789] == 176002244836
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_all_permutations_are_equally_likely(size: int) -> None:
+    count = math.factorial(size)
+    draws = 40 * count
+    places = np.arange(size)
+    seen = Counter(tuple(Permutation(size, (7, key))[places].tolist()) for key in range(draws))
+    assert len(seen) == count
+    chi_square = sum((seen[p] - 40) ** 2 / 40 for p in itertools.permutations(range(size)))
+    # Of a true shuffle its mean is count - 1, and its standard deviation sqrt(2 (count - 1)).
+    assert chi_square < count - 1 + 5 * math.sqrt(2 * (count - 1))
+
+
+def test_a_large_permutation_looks_random() -> None:
+    size = 100_003
+    order = Permutation(size, (1, 2))[np.arange(size)]
+    # Means over independent pairs have standard deviations of 1 / sqrt(size), that is 0.003, and less.
+    assert abs(np.abs(np.diff(order)).mean() / size - 1 / 3) < 0.01
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.02
+    assert np.count_nonzero(order == np.arange(size)) < 10  # a Poisson number with mean 1
+    other = Permutation(size, (1, 3))[np.arange(size)]
+    assert abs(np.corrcoef(order, other)[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**62])
+def test_impossible_sizes(size: int) -> None:
+    with pytest.raises(ValueError, match=f"a permutation of {size} things"):
+        Permutation(size, ())
+
+
+def test_places_outside_are_refused() -> None:
+    permutation = Permutation(5, (1,))
+    for place in (-1, 5):
+        with pytest.raises(IndexError, match=f"place {place} of a permutation of 5"):
+            permutation[place]
+        with pytest.raises(IndexError, match="of a permutation of 5"):
+            permutation[np.array([0, place])]
+    assert permutation[np.empty(0, np.int64)].tolist() == []
+    assert list(permutation) == permutation[np.arange(5)].tolist()
+
+
+def order_of(block_sizes: list[int], seed: int, num_lanes: int, group_size: int = 1) -> SourceOrder:
+    return SourceOrder(np.cumsum([0, *block_sizes]), num_lanes=num_lanes, seed=seed, group_size=group_size)
+
+
+@settings(max_examples=50)
+@given(block_sizes, seeds, lane_counts, st.integers(0, 1000), st.integers(1, 5))
+def test_every_document_exactly_once_per_epoch(
+    block_sizes: list[int], seed: int, num_lanes: int, epoch: int, group_size: int
+) -> None:
+    order = order_of(block_sizes, seed, num_lanes, group_size)
+    documents: list[int] = []
+    counts = []
+    for lane in range(num_lanes):
+        count, after = order.first_of_epoch(epoch, lane), order.first_of_epoch(epoch + 1, lane)
+        counts.append(after - count)
+        assert count == 0 or order.group(count - 1, lane).epoch < epoch
+        while count < after:
+            group = order.group(count, lane)
+            assert group.epoch == epoch
+            assert all(order.group(each, lane)[:3] == group[:3] for each in range(count, group.stop))
+            assert len(group.blocks) == group.stop - count == min(group_size, after - count)
+            documents += [group.document(place)[1] for place in range(len(group.order))]
+            count = group.stop
+        assert order.group(after, lane).epoch > epoch
+    assert sorted(documents) == list(range(sum(block_sizes)))
+    assert max(counts) - min(counts) <= 1
+
+
+@given(block_sizes, seeds, st.integers(1, 5))
+def test_documents_of_a_group_are_in_its_blocks(block_sizes: list[int], seed: int, group_size: int) -> None:
+    order = order_of(block_sizes, seed, 2, group_size)
+    group = order.group(3, 1)
+    starts = np.cumsum([0, *block_sizes]).tolist()
+    assert all(block.start in starts and block.stop in starts for block in group.blocks)
+    for place in range(len(group.order)):
+        which, number = group.document(place)
+        assert number in group.blocks[which]
+
+
+def test_the_lanes_together_walk_the_epochs_permutation() -> None:
+    for size in (1, 3):
+        order = order_of([1] * 10, 3, 4, size)
+        dealt: dict[int, list[int]] = {}
+        for lane in range(4):
+            count = 0
+            while count < 5:
+                group = order.group(count, lane)
+                for block in group.blocks:
+                    dealt[count * 4 + lane] = list(block)
+                    count += 1
+        walked = [dealt[place][0] for place in range(20)]
+        assert walked == [*Permutation(10, (3, 0)), *Permutation(10, (3, 1))]
+
+
+def test_a_group_is_shuffled_anew_in_every_epoch() -> None:
+    order = order_of([6], 3, 1)
+    insides = [tuple(order.group(count, 0).order) for count in range(12)]
+    assert len(set(insides)) == 12
+
+
+def test_neighbours_of_a_group_are_of_different_blocks() -> None:
+    order = order_of([50] * 32, 3, 1, 8)
+    which = [order.group(0, 0).document(place)[0] for place in range(400)]
+    same = sum(a == b for a, b in itertools.pairwise(which))
+    assert same == pytest.approx(399 / 8, abs=25)
+
+
+def test_groups_are_as_large_as_memory_is_for() -> None:
+    assert group_size(1000, 1000, 10**12) == 1  # single documents
+    assert group_size(10**6, 65_536, 10**9) == 8
+    assert group_size(10**7, 65_536, 40 * 10**9) == 6  # of 610 kB each
+    assert group_size(10**6, 100, 10**12) == 1
+
+
+def test_blocks_and_groups_decide_the_fingerprint() -> None:
+    orders = [order_of([2, 2], 1, 1), order_of([2, 2], 1, 1, 2), order_of([1, 3], 1, 1), order_of([2, 2], 9, 7)]
+    assert len({order.fingerprint for order in orders}) == 3
+    assert orders[0].fingerprint == orders[3].fingerprint
 
 
 def test_seed_source_and_epoch_each_change_the_order() -> None:
     orders = {
-        epoch_permutation(50, source_seed(seed, name), epoch).tobytes()
+        Permutation(50, (source_seed(seed, name), epoch))[np.arange(50)].tobytes()
         for seed in (0, 1)
         for name in ("code", "prose")
         for epoch in (0, 1)
     }
     assert len(orders) == 8
-
-
-def test_permutations_are_uniform() -> None:
-    # Of 6,000 permutations of 3, each of the 6 is expected 1,000 times, with a standard deviation of 29.
-    counts: dict[bytes, int] = {}
-    for epoch in range(6000):
-        key = epoch_permutation(3, 7, epoch).tobytes()
-        counts[key] = counts.get(key, 0) + 1
-    assert len(counts) == 6
-    assert all(abs(count - 1000) < 150 for count in counts.values())

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.stream import Row
-from training.batches import HASH_SIZE, chain_hash, row_hash, stack, take_step
+from data_pipeline.stream.token_stream import Row
+from training.batches import HASH_SIZE, TimedRows, chain_hash, row_hash, stack, take_step
 
 ZERO = np.zeros(4, dtype=np.int64)
 
@@ -48,6 +51,23 @@ class TestTakingAStep:
     def test_smaller_integers_become_int64(self) -> None:
         batch = stack([Row(lane=0, input_ids=ZERO.astype(np.int32), labels=ZERO, position_ids=ZERO)])
         assert batch.input_ids.dtype == torch.int64
+
+
+class TestTimedRows:
+    def test_counts_the_wait_for_rows_and_nothing_else(self) -> None:
+        def slow() -> Iterator[int]:
+            for number in range(3):
+                time.sleep(0.02)
+                yield number
+            raise ValueError("no more")
+
+        rows = TimedRows(slow())
+        for number in range(3):
+            assert next(rows) == number
+            time.sleep(0.05)
+        assert 0.06 <= rows.seconds < 0.15
+        with pytest.raises(ValueError, match="no more"):
+            next(rows)
 
 
 class TestHashes:

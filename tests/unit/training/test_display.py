@@ -43,6 +43,22 @@ def test_clock(seconds: float, shown: str) -> None:
 
 
 class TestPlainLines:
+    def test_work_before_training_is_told_when_it_takes_long(
+        self, capsys: pytest.CaptureFixture[str], time: Clock
+    ) -> None:
+        display = Display(label="base", steps=10, is_shown=True)
+        display.preparing("indexing code", 1, 200)
+        time.now += 9.9
+        display.preparing("indexing code", 50, 200)
+        assert capsys.readouterr().out == ""
+        time.now += 0.2
+        display.preparing("indexing code", 57, 200)
+        time.now += 5
+        display.preparing("indexing code", 100, 200)
+        time.now += 5
+        display.preparing("encoding pairs", 0, 0)
+        assert capsys.readouterr().out == "base: indexing code: 28%\nbase: encoding pairs: 0%\n"
+
     def test_a_line_of_its_own_is_not_interpreted_or_wrapped(self, capsys: pytest.CaptureFixture[str]) -> None:
         text = f"[bold]in[/bold] {'/a/long/path' * 30} :smile: {{x}}"
         Display(label="base", steps=10, is_shown=True).say(text)

@@ -81,6 +81,8 @@ class TestDifferentSettings:
             ("run", {"dir": Path("/elsewhere")}), ("train", {"micro_batch_rows": 3}), ("train", {"log_every_steps": 3}),
             ("train", {"max_skipped_steps": 3}), ("model", {"activation_checkpointing": True}),
             ("checkpoint", {"every_steps": 3, "keep": 7, "export": False}), ("eval", {"batch_rows": 1}),
+            ("data", {"workers": 5, "cache_dir": Path("/elsewhere"), "cache_gb": 3.0, "token_cache": True}),
+            ("data", {"tokenizer_engine": "reference"}),
         ],
     )  # fmt: skip
     def test_what_does_not_change_the_result_may_differ(
@@ -93,7 +95,9 @@ class TestDifferentSettings:
         [
             ("run", {"seed": 3}), ("train", {"steps": 3}), ("train", {"global_batch_rows": 24}),
             ("train", {"precision": "fp32"}), ("train", {"gradient_clipping": 2.0}), ("model", {"base": None}),
-            ("data", {"seq_len": 32}), ("data", {"bos": False}), ("optim", {"weight_decay": 0.5}),
+            ("data", {"seq_len": 32}), ("data", {"bos": False}),
+            ("data", {"too_long": "cut"}), ("data", {"on_bad_record": "skip"}), ("data", {"tokenizer": Path("/x.model")}),
+            ("optim", {"weight_decay": 0.5}),
             ("eval", {"every_steps": 3}), ("eval", {"tasks": {}}), ("adapter", {"noise_scale": 1.0}),
         ],
     )  # fmt: skip

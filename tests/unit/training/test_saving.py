@@ -20,6 +20,12 @@ def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> saving.Saver:
     return saving.Saver(unused, unused, minimal_config(tmp_path), unused, unused)
 
 
+def test_counts_of_all_ranks_are_summed() -> None:
+    ranks = [{"code": {"bad_records": 2, "cut": 1}, "prose": {}}, {"code": {"bad_records": 3}, "prose": {"cut": 4}}]
+    assert saving.sum_counts(ranks) == {"code": {"bad_records": 5, "cut": 1}, "prose": {"cut": 4}}
+    assert saving.sum_counts([]) == {}
+
+
 def test_nothing_to_resume(saver: saving.Saver) -> None:
     assert saver.resume(Progress()) is False
 

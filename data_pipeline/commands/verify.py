@@ -1,0 +1,120 @@
+"""`verify`: read everything again and report what is damaged."""
+
+from __future__ import annotations
+
+import string
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from data_pipeline.commands.arguments import Files, Request, Work, read_request
+from data_pipeline.config import SourceConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from data_pipeline.commands.progress import ProgressReporter
+    from data_pipeline.sources.verification import ShardReport
+
+_MAX_SHOWN = 40
+
+
+def verify(files: Files, work: Work) -> int:
+    """Read everything again, and report all that is damaged; exits with 1 if anything is.
+
+    Bytes are compared with those that were indexed, records are decoded, and must have the fields that their kind needs.
+    Tokens that are kept on disk are read too.
+
+    $ python -m data_pipeline verify recipes/demo.toml
+    $ python -m data_pipeline verify /data/starcoder-python --text-field content --workers 16
+
+    Args:
+        files: What to read where no recipe says it.
+        work: How to work.
+    """
+    from data_pipeline.commands.formatting import format_bytes
+    from data_pipeline.commands.progress import ProgressReporter
+    from data_pipeline.commands.tables import print_table, table
+
+    request = read_request(files, work)
+    shown = table(["source", "shard"], ["documents", "size", "damages"])
+    num_shards = num_damaged = num_damages = 0
+    with ProgressReporter(sys.stderr, unit="bytes") as reporter:
+        for name, report in _reports(request, work.processes, reporter):
+            num_shards += 1
+            num_damages += report.num_damages
+            num_damaged += report.num_damages > 0
+            _print_damages(report)
+            if report.num_damages or num_shards - num_damaged <= _MAX_SHOWN:
+                size = format_bytes(report.num_bytes)
+                shown.add_row(
+                    name, _short(request, name, report), f"{report.documents:,}", size, f"{report.num_damages:,}"
+                )
+        num_damages += _verify_tokens(request, reporter, shown)
+    print_table(shown)
+    if num_shards - num_damaged > _MAX_SHOWN:
+        print(f"and {num_shards - num_damaged - _MAX_SHOWN:,} shards more, which are whole")
+    print(f"{num_damages:,} damages" if num_damages else "nothing is damaged")
+    return 1 if num_damages else 0
+
+
+def needed_fields(source: SourceConfig) -> list[str]:
+    """The fields that every record of a source must have."""
+    if source.kind in ("prompt", "alpaca") and source.template is not None:
+        named = [name for _, name, _, _ in string.Formatter().parse(source.template) if name]
+        return [*dict.fromkeys([*named, "output" if source.kind == "alpaca" else source.response_field])]
+    return {
+        "text": [source.text_field],
+        "prompt": [source.prompt_field, source.response_field],
+        "alpaca": ["instruction", "output"],
+        "chat": [source.messages_field],
+    }[source.kind]
+
+
+def _reports(request: Request, workers: int, reporter: ProgressReporter) -> Iterator[tuple[str, ShardReport]]:
+    from data_pipeline.sources.verification import verify_source
+
+    for name, source in request.config.sources.items():
+        for report in verify_source(
+            name,
+            source,
+            cache_dir=request.config.cache_dir,
+            cache_bytes=int(request.config.cache_gb * 1e9),
+            workers=workers,
+            columns=needed_fields(source),
+            progress=reporter.report,
+        ):
+            yield name, report
+
+
+def _print_damages(report: ShardReport) -> None:
+    for damage in report.damages:
+        print(damage)
+    if more := report.num_damages - len(report.damages):
+        print(f"{report.location}: and {more:,} damages more")
+
+
+def _short(request: Request, name: str, report: ShardReport) -> str:
+    from data_pipeline.commands.tables import short_location
+
+    return short_location(report.location, request.config.sources[name].location)
+
+
+def _verify_tokens(request: Request, reporter: ProgressReporter, shown: Table) -> int:
+    """Read the tokens of all sources; returns the number of damaged files."""
+    from data_pipeline.commands.formatting import format_bytes
+    from data_pipeline.tokens.token_check import damaged_tokens, token_files, token_folders
+
+    config = request.config
+    folders = {folder: None for source in config.sources.values() for folder in token_folders(source, config.cache_dir)}
+    total = 0
+    for folder in folders:
+        paths = token_files(folder)
+        if not paths:
+            continue
+        size = sum(path.stat().st_size for path in paths)
+        damages = list(damaged_tokens(paths, lambda done, total: reporter.report("verifying tokens", done, total)))
+        print("".join(f"{damage}\n" for damage in damages), end="")
+        shown.add_row("tokens", str(folder), "", format_bytes(size), f"{len(damages):,}")
+        total += len(damages)
+    return total

@@ -1,0 +1,1 @@
+"""Token ids to rows: text is cut where a row ends, examples stay whole."""

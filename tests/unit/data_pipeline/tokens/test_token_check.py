@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.encoding.examples import Example
+from data_pipeline.tokens.token_check import damaged_tokens, token_files, token_folders
+from data_pipeline.tokens.token_files import write_token_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "key" / "0-3.tokens"
+    path.parent.mkdir()
+    documents = [
+        Example(np.arange(5, dtype=np.int32)),
+        Example(np.empty(0, np.int32)),
+        Example(np.arange(9, dtype=np.int32)),
+    ]
+    write_token_file(path, documents, {"shard": "abc"}, vocab_size=300, has_targets=False)
+    return path
+
+
+def found(path: Path) -> list[str]:
+    told: list[tuple[int, int]] = []
+    damages = list(damaged_tokens(token_files(path.parents[1]), lambda done, total: told.append((done, total))))
+    assert told == [(path.stat().st_size,) * 2]
+    return [damage.removeprefix(f"{path} ") for damage in damages]
+
+
+def test_whole_files_and_damaged_ones(path: Path) -> None:
+    content = path.read_bytes()
+    assert found(path) == []
+    # A bit of the third document, whose two bytes per token come after those of the first.
+    path.write_bytes(content[:12] + bytes([content[12] ^ 4]) + content[13:])
+    assert found(path) == ["is not as it was written (document 2 in it); the next run makes it again"]
+    path.write_bytes(content[:-1])
+    assert found(path) == ["is not as it was written; the next run makes it again"]
+    path.with_suffix(".json").write_text("{")
+    assert found(path) == ["has no description that can be read beside it; the next run makes it again"]
+
+
+def test_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    local = SourceConfig(path=str(tmp_path / "a.jsonl"))
+    assert token_folders(local, None)[0] == tmp_path / ".index" / "tokens"
+    assert token_folders(local, tmp_path / "cache")[0] == tmp_path / "cache" / "tokens"
+    assert token_folders(SourceConfig(dataset="a/b"), tmp_path / "cache") == [tmp_path / "cache" / "tokens"]
