@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from data_pipeline.files import resolve
 from training.config import Config, nested, to_dict
 
 
@@ -231,24 +232,6 @@ def parse_text(hint: type, text: str) -> Any:
         return hint(text)
     except (KeyError, ValueError):
         return str(text)
-
-
-def resolve(text: str, folder: Path, *, is_name_allowed: bool) -> str:
-    """An absolute path; a hub name (no such folder, not written like a path) stays as it is.
-
-    Raises:
-        ValueError: when an environment variable in it is not set.
-    """
-    expanded = os.path.expanduser(os.path.expandvars(text))
-    if unset := re.search(r"\$\{?(\w+)", expanded):
-        raise ValueError(f"the environment variable {unset[1]} is not set")
-    if "://" in expanded:
-        return expanded
-    # A hub name is name or owner/name; anything else, or below a folder that exists, is meant as a path.
-    could_be_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", expanded) and not expanded.startswith((".", "~"))
-    if is_name_allowed and could_be_name and not (folder / expanded.split("/")[0]).is_dir():
-        return expanded
-    return os.path.normpath(folder / expanded)
 
 
 def read_overrides(draft: Draft, arguments: Sequence[str]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import PipelineError
+from data_pipeline.files import resolve
 
 MAX_SEED = 2**32 - 1
 
@@ -86,28 +85,6 @@ def checked(config: DataConfig, *, needs_tokenizer: bool, prefix: str = "") -> I
     for name, message in config.problems():
         if needs_tokenizer or name not in ("tokenizer", "chat_template"):
             yield prefix + name, message
-
-
-def resolve(text: str, folder: Path, *, is_name_allowed: bool = False) -> str:
-    """An absolute path, or a URL or the name of a Hugging Face dataset as it is; the same as training's.
-
-    Args:
-        text: as written; `~` and `$VARIABLES` are expanded.
-        folder: what a relative path is relative to.
-        is_name_allowed: whether `name` and `owner/name` are names unless there is such a folder.
-
-    Raises:
-        ValueError: an environment variable in it is not set.
-    """
-    expanded = os.path.expanduser(os.path.expandvars(text))
-    if unset := re.search(r"\$\{?(\w+)", expanded):
-        raise ValueError(f"the environment variable {unset[1]} is not set")
-    if "://" in expanded:
-        return expanded
-    could_be_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", expanded) and not expanded.startswith((".", "~"))
-    if is_name_allowed and could_be_name and not (folder / expanded.split("/")[0]).is_dir():
-        return expanded
-    return os.path.normpath(folder / expanded)
 
 
 def _load(path: Path) -> dict[str, Any]:

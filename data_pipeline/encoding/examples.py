@@ -93,7 +93,7 @@ class Encoder:
         self._bos, self._eos = special_ids(tokenizer, data.tokenizer, bos=data.bos, eos=eos)
         self._tokenizer = tokenizer
         self._source = source
-        self.fingerprint: dict[str, Any] = {"rules": _RULES, "kind": source.kind, "bos": data.bos, "eos": eos}
+        self.fingerprint: dict[str, Any] = {"rules": _RULES, "kind": source.kind, "bos": self._bos, "eos": self._eos}
         prepare: dict[str, Callable[[DataConfig], Callable[[Record], Example]]] = {
             "text": self._text_encoder,
             "prompt": self._prompt_encoder,

@@ -22,15 +22,14 @@ from it, at the cost of the windows in between, of which there are none for the 
 from __future__ import annotations
 
 import heapq
-import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.mixture import integer_inverses
 from data_pipeline.order import Permutation, source_seed
 from data_pipeline.sources.errors import DataError
 
@@ -115,7 +114,7 @@ class PackedOrder:
         self._seq_len = seq_len
         self._seeds = [source_seed(seed, name) for name in names]
         self._row_seed = source_seed(seed, "rows of " + " ".join(names))
-        self._costs = _integer_inverses(weights)
+        self._costs = integer_inverses(weights)
         self._go_to(_Start(0, [0] * len(lengths), [0] * len(lengths), []))
 
     def row(self, number: int) -> list[ExampleRef]:
@@ -288,10 +287,3 @@ def best_fit_decreasing(lengths: NDArray[np.int32], capacity: int, *, first: int
 def _end_of_epoch(place: int, num_documents: int) -> int:
     """The first place of the epoch after that of `place`."""
     return (place // num_documents + 1) * num_documents
-
-
-def _integer_inverses(weights: Sequence[float]) -> list[int]:
-    """Integers in proportion to 1/weight, of the weights as they are written (0.1 is a tenth)."""
-    inverses = [1 / Fraction(str(float(weight))) for weight in weights]
-    common = math.lcm(*(inverse.denominator for inverse in inverses))
-    return [int(inverse * common) for inverse in inverses]

@@ -7,14 +7,13 @@ weight in tokens gives the next document, so that over a long time each has its 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from data_pipeline.encoding.examples import BadRecordError, Encoder
+from data_pipeline.mixture import integer_inverses
 from data_pipeline.order import SourceOrder
 from data_pipeline.packing.cut import cut_row
 from data_pipeline.packing.rows import DocumentIds, PackedRow
@@ -250,10 +249,3 @@ class TextLane:
 def counter_names(num_sources: int) -> list[str]:
     """What the counters of a TextLane are called."""
     return ["current", "offset", *(f"{name}.{i}" for i in range(num_sources) for name in COUNTERS_PER_SOURCE)]
-
-
-def integer_inverses(weights: Sequence[float]) -> list[int]:
-    """Integers in proportion to 1/weight, of the weights as they are written (0.1 is a tenth)."""
-    inverses = [1 / Fraction(repr(float(weight))) for weight in weights]
-    common = math.lcm(*(inverse.denominator for inverse in inverses))
-    return [int(inverse * common) for inverse in inverses]

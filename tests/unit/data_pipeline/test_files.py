@@ -5,12 +5,43 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files import is_url, sha256_of, write_atomically
+from data_pipeline.files import is_url, resolve, sha256_of, write_atomically
 
 
 def test_a_url_is_told_from_a_path() -> None:
     assert is_url("s3://bucket/a.jsonl")
     assert not is_url("/data/a:b/c.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "as_path", "as_name"),
+    [
+        ("a/b.jsonl", "/data/a/b.jsonl", "a/b.jsonl"),
+        ("./a/b", "/data/a/b", "/data/a/b"),
+        ("a/b/c", "/data/a/b/c", "/data/a/b/c"),
+        ("../a", "/a", "/a"),
+        ("/x/../y", "/y", "/y"),
+        ("~/z", "/home/me/z", "/home/me/z"),
+        ("$CORPUS/a", "/corpus/a", "/corpus/a"),
+        ("${CORPUS}", "/corpus", "/corpus"),
+        ("s3://b/c/../$CORPUS", "s3://b/c/..//corpus", "s3://b/c/..//corpus"),
+    ],
+)
+def test_paths(text: str, as_path: str, as_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("CORPUS", "/corpus")
+    assert resolve(text, Path("/data")) == as_path
+    assert resolve(text, Path("/data"), is_name_allowed=True) == as_name
+
+
+def test_below_a_folder_that_exists_a_name_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "owner").mkdir()
+    assert resolve("owner/name", tmp_path, is_name_allowed=True) == str(tmp_path / "owner" / "name")
+
+
+def test_a_variable_that_is_not_set() -> None:
+    with pytest.raises(ValueError, match="the environment variable NO_SUCH_VARIABLE is not set"):
+        resolve("$NO_SUCH_VARIABLE/a", Path("/"))
 
 
 def test_hash(tmp_path: Path) -> None:

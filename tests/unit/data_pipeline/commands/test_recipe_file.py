@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.commands.recipe_file import DataRecipe, RecipeError, read_recipe, resolve
+from data_pipeline.commands.recipe_file import DataRecipe, RecipeError, read_recipe
 from training import recipe as training_recipe
 from training.config import RunConfig, TrainConfig
 
@@ -70,16 +70,6 @@ def test_agrees_with_training_on_the_recipes_of_the_project(name: str, monkeypat
 def test_defaults_are_those_of_the_run() -> None:
     defaults = {name: DataRecipe.__dataclass_fields__[name].default for name in ("global_batch_rows", "seed")}
     assert defaults == {"global_batch_rows": TrainConfig().global_batch_rows, "seed": RunConfig().seed}
-
-
-@pytest.mark.parametrize(
-    "text", ["a/b.jsonl", "../a", "/x/y", "~/z", "owner/name", "name", "here/x", "s3://b/c", "$HOME/d"]
-)
-@pytest.mark.parametrize("is_name_allowed", [True, False])
-def test_paths_mean_what_they_mean_to_training(text: str, is_name_allowed: bool, tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    ours = resolve(text, tmp_path, is_name_allowed=is_name_allowed)
-    assert ours == training_recipe.resolve(text, tmp_path, is_name_allowed=is_name_allowed)
 
 
 def test_a_missing_tokenizer_matters_only_where_it_is_needed(folder: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.data_pipeline.encoding.test_tokenizer import LLAMA
 
 from data_pipeline.encoding import sentencepiece_tokenizer
 from data_pipeline.encoding.long_text import Cutter
 from data_pipeline.encoding.sentencepiece_model import Piece, PieceKind, SentencePieceModel, parse_model
 from data_pipeline.encoding.sentencepiece_tokenizer import SentencePieceTokenizer
+from tests.unit.data_pipeline.encoding.test_tokenizer import LLAMA
 
 needs_llama = pytest.mark.skipif(not LLAMA.is_file(), reason="the Llama tokenizer is not beside the repository")
 TEXTS = (

@@ -232,11 +232,6 @@ def test_an_example_longer_than_a_row_is_a_bug() -> None:
         make_order([([65], 1.0)])
 
 
-def test_weights_are_taken_as_written() -> None:
-    assert best_fit._integer_inverses([0.1, 0.3]) == [30, 10]
-    assert best_fit._integer_inverses([1, 2.5, 1e-3]) == [5, 2, 5000]
-
-
 def test_fill_and_anchor_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     rng = np.random.default_rng(0)
