@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig, SourceConfig
-    from data_pipeline.encoding.tokenizer import load_tokenizer
+    from data_pipeline.encoding.loading import load_tokenizer
     from data_pipeline.stream.token_stream import TokenStream
 
 _MODULE_OF = {
     "TokenStream": "stream.token_stream",
     "DataConfig": "config",
     "SourceConfig": "config",
-    "load_tokenizer": "encoding.tokenizer",
+    "load_tokenizer": "encoding.loading",
 }
 
 __all__ = ["DataConfig", "SourceConfig", "TokenStream", "load_tokenizer"]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.examples import BadRecordError, Encoder, cut
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.packing.best_fit import PackedOrder
 from data_pipeline.sources.errors import DamagedRecordError
 from data_pipeline.sources.source import Source

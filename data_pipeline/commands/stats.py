@@ -46,7 +46,7 @@ def stats(
     from data_pipeline.commands.progress import ProgressReporter
     from data_pipeline.commands.tables import output_width, print_table
     from data_pipeline.encoding.examples import Encoder
-    from data_pipeline.encoding.tokenizer import load_tokenizer
+    from data_pipeline.encoding.loading import load_tokenizer
 
     request = read_request(files, work, rows)
     if sample is not None and sample < 1:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.demo.source_split import docstrings, literal_share, parse, strip_prose
 from data_pipeline.demo.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
-from data_pipeline.encoding.tokenizer import load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.errors import PipelineError
 from data_pipeline.files import write_atomically
 

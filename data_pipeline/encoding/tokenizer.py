@@ -1,20 +1,14 @@
-"""Text to token ids with the tokenizer's own engine, and back.
-
-The reference for a `tokenizer.model` is sentencepiece itself: the usual conversion of the same file to a fast tokenizer
-builds its merges in another order and gives other ids. The reference for a `tokenizer.json` is tokenizers. A faster
-engine does the work only where it gives the reference's ids (fast_engine.py).
-"""
+"""What the pipeline asks of a tokenizer: text to token ids and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import TOKENIZER_FILES
 from data_pipeline.errors import PipelineError
 
 
@@ -88,31 +82,6 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(path: Path | str, engine: Literal["auto", "reference"] = "auto") -> Tokenizer:
-    """Load a sentencepiece model, a tokenizer.json, or what a folder holds of them (tokenizer.model wins).
-
-    Args:
-        path: the file or the folder.
-        engine: auto encodes with a faster library where one is installed and gives the same ids; reference never does.
-
-    Raises:
-        TokenizerError: there is no tokenizer at `path`, or the file is damaged.
-    """
-    from data_pipeline.encoding.json_tokenizer import JsonTokenizer
-    from data_pipeline.encoding.sentencepiece_tokenizer import SentencePieceTokenizer
-
-    file = _tokenizer_file(Path(path))
-    try:
-        tokenizer = JsonTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
-    except TokenizerError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise TokenizerError(f"the tokenizer {file} cannot be read ({error}); copy it again from its model") from error
-    if engine == "auto":
-        tokenizer.use_fast_engine()
-    return tokenizer
-
-
 def special_ids(tokenizer: Tokenizer, path: Path, *, bos: bool, eos: bool) -> tuple[list[int], list[int]]:
     """The ids to put before and after every document.
 
@@ -128,15 +97,4 @@ def special_ids(tokenizer: Tokenizer, path: Path, *, bos: bool, eos: bool) -> tu
     return (
         [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else [],
         [tokenizer.eos_id] if eos and tokenizer.eos_id is not None else [],
-    )
-
-
-def _tokenizer_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    for name in TOKENIZER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise TokenizerError(
-        f"there is no tokenizer at {path}: name a {' or a '.join(TOKENIZER_FILES)}, or a folder with one of them"
     )

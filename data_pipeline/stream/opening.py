@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.examples import Encoder
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.source import Source, open_source
 

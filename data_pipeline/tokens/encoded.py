@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.examples import BadRecordError, Encoder, Example, cut
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.index import INDEX_FOLDER, can_write, keep_folders
 from data_pipeline.sources.indexing import remove_left_over

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.__main__ import COMMANDS, main
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.encoding.tokenizer import load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.stream.token_stream import TokenStream
 
 Write = Callable[[Path, Sequence[str]], Path]

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline.commands.measures import Measures, measure, packed_fill, tokens_per_step
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.sources.errors import DataError
 from data_pipeline.sources.source import Source, open_source
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.commands.rendering import Part, render_colours, render_plain, row_parts
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 
 IGNORED = -100
 

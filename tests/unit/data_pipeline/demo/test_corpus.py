@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.demo import corpus as demo_corpus
 from data_pipeline.demo.corpus import DOMAINS, SPLITS, DemoCorpusError, build_demo_corpus
-from data_pipeline.encoding.tokenizer import load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
 
 SMALL = {"vocab_size": 512, "max_files": 30}
 

@@ -10,7 +10,8 @@ import pytest
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.chat import ChatTemplate, ChatTemplateError
 from data_pipeline.encoding.examples import BadRecordError, Encoder, Example
-from data_pipeline.encoding.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.examples import ALPACA, ALPACA_WITH_INPUT, BadRecordError, Encoder, Example, cut
-from data_pipeline.encoding.tokenizer import TokenizerError, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import TokenizerError
 from data_pipeline.errors import PipelineError
 
 DATA = Path(__file__).parents[5] / "shared" / "data"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.encoding import fast_engine, reference_tokenizer
 from data_pipeline.encoding.fast_engine import TRICKY_TEXTS, FastEngine, UnsupportedError, installed_version
+from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.encoding.sentencepiece_tokenizer import SentencePieceTokenizer
-from data_pipeline.encoding.tokenizer import load_tokenizer
 from tests.unit.data_pipeline.encoding.test_tokenizer import LLAMA, write_tokenizer_json
 
 needs_gigatoken = pytest.mark.skipif(installed_version() is None, reason="gigatoken is not installed")

@@ -146,7 +146,8 @@ def test_models_the_fast_engine_is_not_trusted_with(tmp_path: Path) -> None:
 
 
 def test_a_model_that_changes_its_text_has_no_places(tmp_path: Path) -> None:
-    from data_pipeline.encoding.tokenizer import TokenizerError, load_tokenizer
+    from data_pipeline.encoding.loading import load_tokenizer
+    from data_pipeline.encoding.tokenizer import TokenizerError
 
     tokenizer = load_tokenizer(trained(tmp_path))
     with pytest.raises(TokenizerError, match=r"tokenizer.model changes the text it encodes, .* tokenizer.json"):

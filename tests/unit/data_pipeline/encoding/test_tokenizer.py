@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.encoding.tokenizer import Tokenizer, TokenizerError, load_tokenizer, special_ids
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer, TokenizerError, special_ids
 
 LLAMA = Path(__file__).parents[5] / "shared" / "data" / "llama_tokenizer.model"
 

@@ -13,7 +13,8 @@ import pytest
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.demo.tokenizer import train_tokenizer
-from data_pipeline.encoding.tokenizer import TokenizerError, load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import TokenizerError
 from data_pipeline.order import Permutation, source_seed
 from data_pipeline.packing import best_fit
 from data_pipeline.sources.errors import DataError

@@ -15,7 +15,7 @@ import pytest
 from data_pipeline import files
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.examples import BadRecordError, Encoder, Example
-from data_pipeline.encoding.tokenizer import load_tokenizer
+from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.source import Source, open_source
 from data_pipeline.tokens import encoded, token_files
