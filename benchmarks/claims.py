@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +44,25 @@ def show(claims: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name, make sure it is on disk, rename."""
+    """Add where and how it was measured; write under a temporary name, make sure it is on disk, rename."""
+    content = {**content, "machine": machine()}
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def machine() -> dict[str, Any]:
+    """The command, the processor, and the versions of what the data pipeline stands on."""
+    cpus = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]
+    packages = ("numpy", "pyarrow", "zstandard", "sentencepiece", "tokenizers", "gigatoken")
+    return {
+        "command": [Path(sys.argv[0]).name, *(argument for argument in sys.argv[1:] if argument.startswith("--"))],
+        "cpus": os.cpu_count(),
+        "cpu": models[0] if models else platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }

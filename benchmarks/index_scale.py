@@ -154,6 +154,8 @@ def main() -> None:
     import datasets
 
     peer_name = f"datasets {datasets.__version__}"
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="index_scale.") as folder:
         sizes = write_corpora(Path(folder), NUM_DOCUMENTS[arguments.quick])
         measured = measure(Path(folder), REPETITIONS[arguments.quick])

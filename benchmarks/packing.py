@@ -1,6 +1,6 @@
 """Rows of whole examples: how full they are and how fast they come, here and in TRL, from the same lengths.
 
-Three sets of examples: GSM8K with code instructions (of a folder `data` as README.md of the tests describes, where there is one), in
+Three sets of examples: GSM8K with code instructions (from shared/data beside the repository, where that is there), in
 rows of 4096 and of 512, and two log-normal laws. The contenders:
 
   ours     PackedOrder, windows of 1,024 rows, rows in shuffled order, an epoch

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 import tyro
 
@@ -30,6 +31,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify-resume": verify_resume,
     "demo": demo,
 }
+GO_ON = ("index", "tokenize")
+"""Commands that keep what they have finished."""
 HELP = """\
 usage: python -m data_pipeline COMMAND RECIPE | FILE ...
 
@@ -40,11 +43,16 @@ Look at training data and check them before GPU hours are spent.
 All but demo take a recipe, and then read the data as the recipe's run will, or files, folders and URLs.
 COMMAND --help shows the options of a command, and examples.
 
-exit codes: 0 done, 1 damage found, 2 the request cannot be met"""
+exit codes: 0 done, 1 damage found, 2 the request cannot be met,
+130 or 143 stopped by Ctrl-C or SIGTERM, 141 the reader of the output left"""
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came; like KeyboardInterrupt, nothing but the end of the command may catch it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for damaged data, 2 for a request that cannot be met."""
+    """Run the command line; returns the exit code, as HELP says them."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if name in ("-h", "--help"):
@@ -71,13 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except (KeyboardInterrupt, _TerminatedError) as stop:
+        goes_on = "; what was finished is kept, and the same command goes on from there" if name in GO_ON else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
+        return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
     except BrokenPipeError:
         # Whoever read the output (head, less) has seen enough; the interpreter must not write to it when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
 
 
 def _help() -> str:
@@ -85,5 +94,11 @@ def _help() -> str:
     return HELP.format(commands="\n".join(f"  {name:14}{summary}" for name, summary in summaries.items()))
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
 if __name__ == "__main__":
+    # As for Ctrl-C, worker processes end and files are closed before this process does.
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

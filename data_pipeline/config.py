@@ -17,13 +17,19 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 _HOW_TO_GET_DEMO = "the demo corpus is made by `python -m data_pipeline demo`"
 
 
+def _cure_of(path: Path | str, cure: str) -> str:
+    """What to do about a missing path: the demo's are made, all others are for the user to name."""
+    return _HOW_TO_GET_DEMO if "demo" in str(path) else cure
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One source of documents, and its part in the mixture."""
 
     path: str | None = field(default=None, metadata={"path_or_url": True})
     """A file, a folder of files (read in sorted order, not deeper) or an fsspec URL of either: .jsonl, .jsonl.gz, .jsonl.zst,
-    .parquet, .arrow, .txt (each file one document, also in subfolders), or a folder of MosaicML MDS shards."""
+    .parquet, .arrow, .txt (each file one document, also in subfolders), or a folder of MosaicML MDS shards. Beside files of another format in a
+    folder, .txt files are ignored."""
 
     dataset: str | None = field(default=None, metadata={"path_or_name": True})
     """Instead of `path`: the name of a Hugging Face dataset, or a folder written by its save_to_disk."""
@@ -89,13 +95,11 @@ class SourceConfig:
             # Asked when the source is opened: a login node may not reach it.
             return
         if not Path(path).exists():
-            yield "path", f"{path} does not exist; {_HOW_TO_GET_DEMO}"
+            yield "path", f"{path} does not exist; {_cure_of(path, 'name a file or folder that does')}"
         elif Path(path).is_dir():
             if not data_files(Path(path)):
-                yield (
-                    "path",
-                    f"the folder {path} holds no {', '.join(FORMATS)} file; name one that does ({_HOW_TO_GET_DEMO})",
-                )
+                cure = _cure_of(path, "name one that does")
+                yield "path", f"the folder {path} holds no {', '.join(FORMATS)} file; {cure}"
         elif format_of(path) is None:
             yield "path", f"{path} is none of the files that can be read: {', '.join(FORMATS)}"
 
@@ -168,7 +172,8 @@ class DataConfig:
             for field_name, message in source.problems():
                 yield f"sources.{name}.{field_name}", message
         if not self.tokenizer.exists():
-            yield "tokenizer", f"{self.tokenizer} does not exist; {_HOW_TO_GET_DEMO}, with its tokenizer"
+            cure = _cure_of(self.tokenizer, f"name a {' or '.join(TOKENIZER_FILES)}, or a folder with one of them")
+            yield "tokenizer", f"{self.tokenizer} does not exist; {cure}"
         elif self.tokenizer.is_dir() and not any((self.tokenizer / name).is_file() for name in TOKENIZER_FILES):
             yield "tokenizer", f"the folder {self.tokenizer} holds neither {' nor '.join(TOKENIZER_FILES)}"
         elif self.tokenizer.is_file() and self.tokenizer.suffix not in (".model", ".json"):

@@ -10,16 +10,22 @@ and over all lanes every document comes exactly once per epoch. A lane goes thro
 together: their documents come in one keyed permutation, so that neighbours seldom are from one block. With fewer blocks
 than lanes, a lane has no block in some epochs and goes on to the next one.
 
-Of a source with up to 65,536 documents a block is one document, and the order a true shuffle of all documents; what
-larger blocks cost is said and measured in shuffle_quality.py.
+Lanes take documents at their own pace: one with longer documents takes fewer. What is guaranteed: within a lane, epochs
+come one after the other; over all lanes, every document comes exactly once in each epoch; but epochs of different lanes may
+be open at the same time. For this to stay the exception at the seam of two epochs, a lane needs many blocks of an epoch:
+a source with few blocks gets finer ones (finer_blocks), parts of what is read and decoded as one.
+
+Of a source with up to 65,536 documents in a format where each is read for itself (.jsonl, say), a block is one document,
+and the order a true shuffle of all documents; what larger blocks cost is said and measured in shuffle_quality.py.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 import struct
-from typing import NamedTuple, overload
+from typing import NamedTuple, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +36,8 @@ _MASK = (1 << 64) - 1
 _FACTOR_1, _FACTOR_2 = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 _HALF = 32
 
+BLOCKS_PER_LANE = 32
+"""A lane has at least so many blocks of an epoch, where there are as many documents."""
 _MAX_GROUP_SIZE = 8
 _MAX_GROUP_BYTES = 4 << 20
 
@@ -128,14 +136,19 @@ class Group(NamedTuple):
     blocks: list[range]
     order: Permutation
 
-    def document(self, place: int) -> tuple[int, int]:
-        """The document that comes at `place`, from 0: which of `blocks` it is in, and its number in the source."""
+    def document(self, place: int) -> int:
+        """The document that comes at `place`, from 0: its number in the source."""
         at = self.order[place]
-        for which, block in enumerate(self.blocks):
+        for block in self.blocks:
             if at < len(block):
-                return which, block[at]
+                return block[at]
             at -= len(block)
         raise AssertionError("the order is of all documents of the blocks")
+
+    def documents(self, start: int, stop: int) -> list[int]:
+        """The documents that come at the places [start, stop)."""
+        numbers = np.concatenate([np.arange(block.start, block.stop) for block in self.blocks])
+        return cast(list[int], numbers[self.order[np.arange(start, stop)]].tolist())
 
 
 class SourceOrder:
@@ -176,6 +189,39 @@ class SourceOrder:
     def first_of_epoch(self, epoch: int, lane: int) -> int:
         """How many blocks `lane` has before those of `epoch`."""
         return max(0, -(-(epoch * self.num_blocks - lane) // self._num_lanes))
+
+
+def finer_blocks(block_starts: NDArray[np.int64], *, num_lanes: int, num_bytes: int) -> NDArray[np.int64]:
+    """Divide a source's blocks evenly, where there are too few for the lanes, or they are too large to be kept.
+
+    Each is divided into the same number of parts as others of its size, down to single documents, until there are
+    BLOCKS_PER_LANE for each lane, and no more than 4 MB of the files for each on average. A part of an extent costs
+    decoding: as long as the extent is kept (sources/decoded.py) it is decoded once for all of its parts, else once for each.
+
+    Args:
+        block_starts: the first document of each block, then the number of documents, int64 [blocks + 1].
+        num_lanes: rows of the global batch.
+        num_bytes: of the source's files.
+
+    Returns:
+        The same of the finer blocks.
+    """
+    documents = np.diff(block_starts)
+    wanted = min(int(documents.sum()), max(BLOCKS_PER_LANE * num_lanes, -(-num_bytes // _MAX_GROUP_BYTES)))
+    if len(documents) >= wanted:
+        return block_starts
+
+    def parts(size: int) -> NDArray[np.int64]:
+        """Of each block, if none may have more than `size` documents."""
+        return -(-documents // size)
+
+    sizes = range(1, int(documents.max()) + 1)
+    # The largest size that gives enough: one of 1 always does.
+    size = bisect.bisect_left(sizes, True, key=lambda size: int(parts(size).sum()) < wanted)
+    counts = parts(size)
+    part = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(block_starts[:-1], counts) + np.repeat(documents, counts) * part // np.repeat(counts, counts)
+    return np.append(starts, block_starts[-1])
 
 
 def group_size(num_documents: int, num_blocks: int, num_bytes: int) -> int:

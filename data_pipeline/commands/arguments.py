@@ -190,20 +190,26 @@ def _sources(files: Files) -> dict[str, SourceConfig]:
     is_dataset = settings.pop("dataset", False)
     sources: dict[str, SourceConfig] = {}
     for argument in files.locations:
-        named = re.fullmatch(r"([\w-]+)=(.+)", argument)
-        name, location = (named[1], named[2]) if named else (_name_of(argument), argument)
+        # The folders of partitioned data are called year=2024.
+        named = None if _path(argument).exists() else re.fullmatch(r"([\w-]+)=(.+)", argument)
+        location = named[2] if named else argument
+        if not (is_dataset or is_url(location)):
+            location = str(_path(location))
+        name = named[1] if named else _name_of(location)
         if named and name in sources:
             raise UsageError(f"two sources are called {name}; give each another NAME=")
         count = 1
         while name in sources:
             count += 1
             name = f"{_name_of(location)}-{count}"
-        if is_dataset:
-            sources[name] = SourceConfig(dataset=location, **settings)
-        else:
-            path = location if is_url(location) else os.path.abspath(os.path.expanduser(location))
-            sources[name] = SourceConfig(path=path, **settings)
+        settings |= {"dataset" if is_dataset else "path": location}
+        sources[name] = SourceConfig(**settings)
     return sources
+
+
+def _path(argument: str) -> Path:
+    """Where an argument is on disk, without the .. in it, which would be its name."""
+    return Path(os.path.abspath(os.path.expanduser(argument)))
 
 
 def _name_of(location: str) -> str:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.commands.arguments import Files, Work, read_request
+from data_pipeline.files import is_url
+
+if TYPE_CHECKING:
+    from data_pipeline.sources.source import Source
+
+_MAX_IGNORED = 5
 
 
 def index(files: Files, work: Work) -> int:
@@ -52,4 +60,21 @@ def index(files: Files, work: Work) -> int:
             source.fingerprint[:16],
         )
     print_table(totals)
+    for source in sources:
+        if ignored := _ignored(source):
+            more = f" and {len(ignored) - _MAX_IGNORED:,} more" if len(ignored) > _MAX_IGNORED else ""
+            print(f"not read in {source.config.location}: {', '.join(ignored[:_MAX_IGNORED])}{more}")
     return 0
+
+
+def _ignored(source: Source) -> list[str]:
+    """Files of the source's folder that look like data and are not read; none are known of URLs."""
+    from data_pipeline.sources.suffixes import ignored_files
+
+    folder = Path(source.config.path or "")
+    if source.config.path is None or is_url(source.config.path) or not folder.is_dir():
+        return []
+    if source.shards[0].file.format == "mds":
+        # All but its index.json, which names them.
+        return []
+    return [str(path.relative_to(folder)) for path in ignored_files(folder)]

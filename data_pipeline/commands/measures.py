@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ from data_pipeline.encoding.examples import BadRecordError, Encoder, cut
 from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.packing.best_fit import PackedOrder
+from data_pipeline.processes import Advance, run_in_processes
 from data_pipeline.sources.errors import DamagedRecordError
+from data_pipeline.sources.positions import positions
 from data_pipeline.sources.source import Source
-from data_pipeline.tokens.token_workers import run_in_processes
 
 Progress = Callable[[str, int, int], None]
 Span = tuple[int, int]
@@ -134,7 +136,8 @@ def measure(
     found.lengths = np.concatenate([piece.lengths for piece in pieces])
     found.used = np.concatenate([piece.used for piece in pieces])
     bad = [one for piece in pieces for one in piece.bad][:_SHOWN_BAD_RECORDS]
-    found.bad_examples = [f"{source.where(number)} {reason}" for number, reason in bad]
+    where = positions(source, (number for number, _ in bad))
+    found.bad_examples = [f"{where[number]} {reason}" for number, reason in bad]
     return found
 
 
@@ -189,19 +192,14 @@ def _pieces(
     if workers == 0 or len(tasks) < 2:
         encoder = Encoder(source.config, config, tokenizer)
         return (_measure_spans(source, encoder, config, spans) for spans in tasks)
-    return run_in_processes(_measure_in_worker, tasks, min(workers, len(tasks)), _open_in_worker, (source, config))
+    measured = run_in_processes(_begin, (source, config), tasks, workers=workers, doing="encode")
+    return (piece for _, piece in measured)
 
 
-_in_worker: dict[str, Any] = {}
-
-
-def _open_in_worker(source: Source, config: DataConfig) -> None:
+def _begin(_: Advance, source: Source, config: DataConfig) -> Callable[[list[Span]], Piece]:
+    """What a worker process does with each list of spans."""
     tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_engine)
-    _in_worker.update(source=source, encoder=Encoder(source.config, config, tokenizer), config=config)
-
-
-def _measure_in_worker(spans: list[Span]) -> Piece:
-    return _measure_spans(_in_worker["source"], _in_worker["encoder"], _in_worker["config"], spans)
+    return partial(_measure_spans, source, Encoder(source.config, config, tokenizer), config)
 
 
 def _measure_spans(source: Source, encoder: Encoder, config: DataConfig, spans: list[Span]) -> Piece:

@@ -10,7 +10,13 @@ import tyro
 from data_pipeline.commands.arguments import Files, Request, Rows, UsageError, Work, read_request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from data_pipeline.sources.source import Source
     from data_pipeline.stream.token_stream import Row, TokenStream
+
+_LONG_ROW = 1 << 18
+"""Tokens; reading them takes seconds."""
 
 
 def peek(
@@ -59,12 +65,9 @@ def peek(
         if epoch is not None:
             stream.go_to_epoch(epoch)
         row = _row_of_step(stream, step)
-        sources = stream.sources
-        parts = list(
-            row_parts(
-                row, stream.tokenizer, [source.name for source in sources], lambda of, number: sources[of].where(number)
-            )
-        )
+        where = _positions(row, stream.sources)
+        names = [source.name for source in stream.sources]
+        parts = list(row_parts(row, stream.tokenizer, names, lambda of, number: where[of][number]))
     print(_heading(request, lane, step, epoch))
     if sys.stdout.isatty():
         from rich.console import Console
@@ -83,6 +86,16 @@ def _heading(request: Request, lane: int, step: int, epoch: int | None) -> str:
     )
 
 
+def _positions(row: Row, sources: Sequence[Source]) -> list[dict[int, str]]:
+    """Where the documents of a row are, by source and number."""
+    from data_pipeline.sources.positions import positions
+
+    return [
+        positions(source, (document.number for document in row.documents if document.source == index))
+        for index, source in enumerate(sources)
+    ]
+
+
 def _row_of_step(stream: TokenStream, step: int) -> Row:
     """Where a row begins is known from the rows before it, which are walked."""
     from data_pipeline.commands.progress import ProgressReporter
@@ -92,4 +105,9 @@ def _row_of_step(stream: TokenStream, step: int) -> Row:
             next(stream)
             if step > 100:
                 reporter.report("walking to the step", number + 1, step)
-        return next(stream)
+        if stream.config.seq_len < _LONG_ROW:
+            return next(stream)
+        reporter.report("reading a long row", 0, 1)
+        row = next(stream)
+        reporter.report("reading a long row", 1, 1)
+        return row

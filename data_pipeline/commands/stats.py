@@ -64,6 +64,11 @@ def stats(
             measure(source, config, tokenizer, sample=sample, workers=work.processes, progress=reporter.report)
             for source in sources
         ]
+    if picture is not None:
+        # First, as whoever reads the output may leave before its end.
+        is_estimate = any(measures.is_estimate for measures in found)
+        lengths = {measures.name: measures.lengths for measures in found}
+        save_picture(picture, lengths, seq_len=config.seq_len, is_estimate=is_estimate)
     print_table(_table(found, _outlook(found, request), request))
     for measures in found:
         print(f"\nlengths of {measures.name}{_of_sample(measures)}")
@@ -73,13 +78,6 @@ def stats(
             print(f"  bad record: {message}")
     print("".join(f"\n{note}" for note in _notes(found, request)))
     if picture is not None:
-        is_estimate = any(measures.is_estimate for measures in found)
-        save_picture(
-            picture,
-            {measures.name: measures.lengths for measures in found},
-            seq_len=config.seq_len,
-            is_estimate=is_estimate,
-        )
         print(f"the picture is {picture}")
     return 0
 

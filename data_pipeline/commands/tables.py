@@ -38,7 +38,11 @@ def print_table(made: Table) -> None:
     """Print a table, whole even where no terminal gives a width."""
     from rich.console import Console
 
-    Console(width=output_width(), highlight=False, emoji=False, markup=False).print(made)
+    console = Console(width=output_width(), highlight=False, emoji=False, markup=False)
+    # Captured, as a console that finds its reader gone would end the process itself.
+    with console.capture() as captured:
+        console.print(made)
+    print(captured.get(), end="")
 
 
 def short_location(location: str, folder: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import string
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data_pipeline.commands.arguments import Files, Request, Work, read_request
-from data_pipeline.config import SourceConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,8 +21,9 @@ _MAX_SHOWN = 40
 def verify(files: Files, work: Work) -> int:
     """Read everything again, and report all that is damaged; exits with 1 if anything is.
 
-    Bytes are compared with those that were indexed, records are decoded, and must have the fields that their kind needs.
-    Tokens that are kept on disk are read too.
+    Bytes are compared with those that were indexed, records are decoded, and must hold what their kind needs: its fields,
+    text in them, a response that is not empty, messages with roles. What only a tokenizer can tell (names of special tokens
+    in a chat, say) is found by stats. Tokens that are kept on disk for these data are read too.
 
     $ python -m data_pipeline verify recipes/demo.toml
     $ python -m data_pipeline verify /data/starcoder-python --text-field content --workers 16
@@ -39,9 +39,11 @@ def verify(files: Files, work: Work) -> int:
     request = read_request(files, work)
     shown = table(["source", "shard"], ["documents", "size", "damages"])
     num_shards = num_damaged = num_damages = 0
+    hashes = set()
     with ProgressReporter(sys.stderr, unit="bytes") as reporter:
         for name, report in _reports(request, work.processes, reporter):
             num_shards += 1
+            hashes.add(report.sha256)
             num_damages += report.num_damages
             num_damaged += report.num_damages > 0
             _print_damages(report)
@@ -50,7 +52,7 @@ def verify(files: Files, work: Work) -> int:
                 shown.add_row(
                     name, _short(request, name, report), f"{report.documents:,}", size, f"{report.num_damages:,}"
                 )
-        num_damages += _verify_tokens(request, reporter, shown)
+        num_damages += _verify_tokens(request, hashes, reporter, shown)
     print_table(shown)
     if num_shards - num_damaged > _MAX_SHOWN:
         print(f"and {num_shards - num_damaged - _MAX_SHOWN:,} shards more, which are whole")
@@ -58,20 +60,8 @@ def verify(files: Files, work: Work) -> int:
     return 1 if num_damages else 0
 
 
-def needed_fields(source: SourceConfig) -> list[str]:
-    """The fields that every record of a source must have."""
-    if source.kind in ("prompt", "alpaca") and source.template is not None:
-        named = [name for _, name, _, _ in string.Formatter().parse(source.template) if name]
-        return [*dict.fromkeys([*named, "output" if source.kind == "alpaca" else source.response_field])]
-    return {
-        "text": [source.text_field],
-        "prompt": [source.prompt_field, source.response_field],
-        "alpaca": ["instruction", "output"],
-        "chat": [source.messages_field],
-    }[source.kind]
-
-
 def _reports(request: Request, workers: int, reporter: ProgressReporter) -> Iterator[tuple[str, ShardReport]]:
+    from data_pipeline.encoding.contents import check_record
     from data_pipeline.sources.verification import verify_source
 
     for name, source in request.config.sources.items():
@@ -81,7 +71,7 @@ def _reports(request: Request, workers: int, reporter: ProgressReporter) -> Iter
             cache_dir=request.config.cache_dir,
             cache_bytes=int(request.config.cache_gb * 1e9),
             workers=workers,
-            columns=needed_fields(source),
+            check=partial(check_record, source),
             progress=reporter.report,
         ):
             yield name, report
@@ -100,8 +90,8 @@ def _short(request: Request, name: str, report: ShardReport) -> str:
     return short_location(report.location, request.config.sources[name].location)
 
 
-def _verify_tokens(request: Request, reporter: ProgressReporter, shown: Table) -> int:
-    """Read the tokens of all sources; returns the number of damaged files."""
+def _verify_tokens(request: Request, hashes: set[str], reporter: ProgressReporter, shown: Table) -> int:
+    """Read the tokens of the shards with these hashes; returns the number of damaged files."""
     from data_pipeline.commands.formatting import format_bytes
     from data_pipeline.tokens.token_check import damaged_tokens, token_files, token_folders
 
@@ -109,7 +99,7 @@ def _verify_tokens(request: Request, reporter: ProgressReporter, shown: Table) -
     folders = {folder: None for source in config.sources.values() for folder in token_folders(source, config.cache_dir)}
     total = 0
     for folder in folders:
-        paths = token_files(folder)
+        paths = token_files(folder, hashes)
         if not paths:
             continue
         size = sum(path.stat().st_size for path in paths)

@@ -59,28 +59,24 @@ class ChatTemplate:
         self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()
         self._check_syntax()
 
-    def render(self, messages: object, tools: object = None) -> tuple[str, list[Span]]:
+    def render(self, chat: list[Message], tools: list[Any] | None = None) -> tuple[str, list[Span]]:
         """The text of a chat, and the character ranges the assistant has written, in order.
 
         Args:
-            messages: a list of {"role": …, "content": …} or {"from": …, "value": …}.
-            tools: the tools the assistant may call, as JSON schemas or JSON text of them.
+            chat: the messages, as read_chat gives them.
+            tools: the tools the assistant may call, likewise.
 
         Raises:
             BadRecordError: this is no chat for this template, or it holds the name of a special token.
             ChatTemplateError: the template cannot serve for training.
         """
-        chat = [_message(message) for message in _list_of(messages, "messages")]
-        schemas = None if tools is None else _schemas(tools)
-        for text in _texts([chat, schemas]):
+        for text in _texts([chat, tools]):
             if found := self._special.search(text):
                 raise BadRecordError(
                     f"has {found[0]!r} inside a message, which is the name of a special token and would be taken for it; "
                     "remove or rewrite it"
                 )
-        if not any(message.get("role") == "assistant" for message in chat):
-            raise BadRecordError("has no message of the role assistant, so there is nothing to learn from it")
-        text, spans = self._marked(chat, schemas) if self._marks_turns else self._compared(chat, schemas)
+        text, spans = self._marked(chat, tools) if self._marks_turns else self._compared(chat, tools)
         if found := self._unknown.search(text):
             raise ChatTemplateError(
                 f"the chat template {self._origin} writes {found[0]}, a token that was added to the model and that its "
@@ -137,6 +133,23 @@ class ChatTemplate:
         except BadRecordError:
             # It may well want another conversation than this one.
             return
+
+
+def read_chat(messages: object, tools: object = None) -> tuple[list[Message], list[Any] | None]:
+    """The messages of a chat and its tools, in the one form that templates expect.
+
+    Args:
+        messages: a list of {"role": …, "content": …} or {"from": …, "value": …}.
+        tools: the tools the assistant may call, as JSON schemas or JSON text of them.
+
+    Raises:
+        BadRecordError: this is no chat, or one without a message of the assistant.
+    """
+    chat = [_message(message) for message in _list_of(messages, "messages")]
+    schemas = None if tools is None else _schemas(tools)
+    if not any(message["role"] == "assistant" for message in chat):
+        raise BadRecordError("has no message of the role assistant, so there is nothing to learn from it")
+    return chat, schemas
 
 
 def _find_template(tokenizer: Tokenizer, chat_template: Path | None) -> tuple[str, str]:

@@ -6,7 +6,6 @@ tokenizer give equal examples, on every rank and in every process.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,35 +14,20 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.chat import ChatTemplate
-from data_pipeline.encoding.records import BadRecordError, Record, text_of
+from data_pipeline.encoding.contents import (
+    ALPACA,
+    ALPACA_WITH_INPUT,
+    prompt_fields,
+    read_answer,
+    read_messages,
+    read_text,
+)
+from data_pipeline.encoding.records import BadRecordError, Record
 from data_pipeline.encoding.tokenizer import Tokenizer, special_ids
-from data_pipeline.errors import PipelineError
 
 __all__ = ["ALPACA", "ALPACA_WITH_INPUT", "BadRecordError", "Encoder", "Example", "Record", "cut"]
 
 Ids = NDArray[np.int32]
-
-ALPACA_WITH_INPUT = """\
-Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
-that appropriately completes the request.
-
-### Instruction:
-{instruction}
-
-### Input:
-{input}
-
-### Response:"""
-"""The prompt of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py) for records with an input."""
-
-ALPACA = """\
-Below is an instruction that describes a task. Write a response that appropriately completes the request.
-
-### Instruction:
-{instruction}
-
-### Response:"""
-"""The prompt of Stanford Alpaca for records without one."""
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int32)
 _RULES = 1
@@ -119,41 +103,22 @@ class Encoder:
         self.fingerprint |= {"text_field": name}
 
         def encode(record: Record) -> Example:
-            text = text_of(record, name, "text_field")
+            text = read_text(self._source, record)
             return Example(self._framed(self._tokenizer.encode_ids(text))) if text else Example(_NO_IDS)
 
         return encode
 
     def _prompt_encoder(self, data: DataConfig) -> Callable[[Record], Example]:
-        prompt_field, response_field = self._source.prompt_field, self._source.response_field
-        template = self._source.template
-        fields = [prompt_field] if template is None else _fields_of(template)
+        fields, response_field = prompt_fields(self._source), self._source.response_field
         self.columns = list(dict.fromkeys([*fields, response_field]))
-        self.fingerprint |= {"prompt": fields, "response": response_field, "template": template}
-        setting = "prompt_field" if template is None else "template"
-
-        def encode(record: Record) -> Example:
-            values = {name: text_of(record, name, setting) for name in fields}
-            prompt = values[prompt_field] if template is None else template.format(**values)
-            return self._answered(prompt, _response_of(record, response_field, "response_field"))
-
-        return encode
+        self.fingerprint |= {"prompt": fields, "response": response_field, "template": self._source.template}
+        return self._answered
 
     def _alpaca_encoder(self, data: DataConfig) -> Callable[[Record], Example]:
         template = self._source.template
-        fields = _fields_of(template or ALPACA_WITH_INPUT)
-        self.columns = list(dict.fromkeys([*fields, "output"]))
+        self.columns = list(dict.fromkeys([*prompt_fields(self._source), "output"]))
         self.fingerprint |= {"template": [template] if template else [ALPACA, ALPACA_WITH_INPUT]}
-
-        def encode(record: Record) -> Example:
-            if record.get("input") is None:
-                # A record without input has an empty one.
-                record = {**record, "input": ""}
-            values = {name: text_of(record, name, "kind or template") for name in fields}
-            written = template or (ALPACA_WITH_INPUT if values["input"] else ALPACA)
-            return self._answered(written.format(**values), _response_of(record, "output", "kind"))
-
-        return encode
+        return self._answered
 
     def _chat_encoder(self, data: DataConfig) -> Callable[[Record], Example]:
         name = self._source.messages_field
@@ -162,9 +127,7 @@ class Encoder:
         self.fingerprint |= {"messages": name, "template": template.fingerprint}
 
         def encode(record: Record) -> Example:
-            if name not in record:
-                text_of(record, name, "messages_field")
-            text, spans = template.render(record[name], record.get("tools"))
+            text, spans = template.render(*read_messages(self._source, record))
             ids, starts, ends = self._tokenizer.encode_marked(text)
             is_target = np.zeros(len(ids), dtype=np.bool_)
             for start, end in spans:
@@ -175,12 +138,13 @@ class Encoder:
 
         return encode
 
-    def _answered(self, prompt: str, response: str) -> Example:
+    def _answered(self, record: Record) -> Example:
         """A prompt and its response, whose tokens are the targets.
 
         The two are encoded as one text, as they will be read. Targets are what comes after the tokens that the prompt
         alone begins with too, so that the model learns to go on from where it will start.
         """
+        prompt, response = read_answer(self._source, record)
         ids = self._tokenizer.encode_ids(prompt + response)
         alone = self._tokenizer.encode_ids(prompt)
         shared = min(len(ids), len(alone))
@@ -197,24 +161,6 @@ class Encoder:
         framed[start:stop] = ids
         framed[stop:] = self._eos
         return framed
-
-
-def _fields_of(template: str) -> list[str]:
-    """The fields that a template names, once each."""
-    fields = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name is not None))
-    try:
-        template.format(**dict.fromkeys(fields, ""))
-    except (ValueError, LookupError, AttributeError) as error:
-        raise PipelineError(f"template cannot be filled in ({error}); write fields as {{name}}") from error
-    return fields
-
-
-def _response_of(record: Record, name: str, setting: str) -> str:
-    """The response in a record, which is never empty."""
-    response = text_of(record, name, setting)
-    if not response.strip():
-        raise BadRecordError(f"has an empty response in the field {name!r}, so there is nothing to learn from it")
-    return response
 
 
 def _with_target(ids: Ids, is_target: NDArray[np.bool_]) -> Example:

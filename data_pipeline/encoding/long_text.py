@@ -3,6 +3,10 @@
 The time and memory that sentencepiece takes grow with the text it is given at once: 31 s and 2.4 GB for 50 MB of source
 code, where parts of 64 k characters took half the time and 0.1 GB.
 
+A document of any size is encoded as a whole before its first row, and again when a run goes on inside it. Measured through a
+stream with one worker: 50 MB of ordinary text are 2.8 s of waiting for that row, 0.75 GB in the worker at most and 5.9 s to
+resume inside it; 50 MB of one run of letters, which cannot be cut, are 56 s, 2.3 GB and 42 s.
+
 Why the ids are the same. Byte-pair encoding starts from single characters and joins two neighbours at a time, always
 to a piece of the vocabulary. Where two characters stand side by side that no piece holds side by side, nothing can ever
 be joined across: on either side the same joins happen in the same order, whatever is on the other side. So a text may

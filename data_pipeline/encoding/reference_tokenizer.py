@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ _COMPANIONS = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_LOG = logging.getLogger(__name__)
 
 
 class ReferenceTokenizer(ABC):
@@ -61,7 +63,13 @@ class ReferenceTokenizer(ABC):
     def encode_ids(self, text: str) -> NDArray[np.int32]:
         """The ids of `text`, without BOS and EOS."""
         text = valid_unicode(text)
-        ids = None if self._fast is None else self._fast.encode(text)
+        ids = None
+        if self._fast is not None:
+            try:
+                ids = self._fast.encode(text)
+            except UnsupportedError as error:
+                self._leave_fast_engine(f"{self.engine} failed ({error}), so it is used no more in this run")
+                _LOG.warning("%s; %s encodes on, more slowly", self.engine_note, self._library)
         return self.reference_ids(text) if ids is None else ids
 
     def use_fast_engine(self) -> None:
@@ -86,12 +94,16 @@ class ReferenceTokenizer(ABC):
         different = [text for text in map(valid_unicode, texts) if not fast.agrees(text, self.reference_ids)]
         if different:
             shown = different[0] if len(different[0]) <= 40 else different[0][:40] + "…"
-            self.engine_note = (
+            self._leave_fast_engine(
                 f"{self.engine} gave other ids than {self._library} for {len(different)} texts ({shown!r}), "
                 "so it is not used in this run"
             )
-            self.engine, self._fast = self._library, None
         return different
+
+    def _leave_fast_engine(self, note: str) -> None:
+        """Let the reference encode from now on; `note` says why."""
+        self.engine_note = note
+        self.engine, self._fast = self._library, None
 
     def tokens_by_use(self) -> dict[str, str]:
         """Names of special tokens by their use, from the files beside the tokenizer."""

@@ -62,7 +62,7 @@ def reader(read_head: Callable[[], bytes], name: str, columns: Sequence[str] | N
         nonlocal schema, chosen
         if schema is None:
             schema = _parse_schema(read_head(), name)
-            chosen = chosen_columns(schema.names, columns, name)
+            chosen = chosen_columns(schema.names, columns)
         rows = _parse_message(memoryview(data), 0).rows
         try:
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(data)), schema)
@@ -93,21 +93,14 @@ def lines(file: BinaryIO, name: str) -> Iterator[bytes]:
         ) from error
 
 
-def chosen_columns(present: Sequence[str], wanted: Sequence[str] | None, name: str) -> list[str] | None:
-    """Those columns of a file that are wanted; None for all. Single ones may be missing, and be missed in the records.
+def chosen_columns(present: Sequence[str], wanted: Sequence[str] | None) -> list[str] | None:
+    """Those columns of a file that are wanted, where there are any; None for all.
 
-    Raises:
-        DataError: none of them is in the file.
+    A file without any is read whole, so that whoever misses a field in a record can say which ones there are.
     """
     if wanted is None:
         return None
-    chosen = [column for column in present if column in wanted]
-    if wanted and not chosen:
-        raise DataError(
-            f"{name} has no column {' or '.join(map(repr, wanted))}; it has {', '.join(map(repr, present))}. "
-            "Name the one to read in the source's settings (text_field, say)"
-        )
-    return chosen
+    return [column for column in present if column in wanted] or None
 
 
 def records_of(rows: pa.Table | pa.RecordBatch) -> Records:

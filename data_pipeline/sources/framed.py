@@ -48,9 +48,11 @@ def scan(file: HashedFile, name: str) -> Iterator[Extents]:
     batch: list[tuple[int, ...]] = []
     ended_inside_line = False
     for frame in frames(file, name):
+        lines = _decompressed(decompressor, frame.data, name, frame.start)
+        if not lines:
+            continue
         if ended_inside_line:
             raise MustBeRewritten
-        lines = _decompressed(decompressor, frame.data, name, frame.start)
         ended_inside_line = not lines.endswith(b"\n")
         if documents := count_documents(lines):
             check_length(len(frame.data), name, frame.start)

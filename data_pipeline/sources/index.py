@@ -6,12 +6,15 @@ one size and version (modification time, etag) of the shard, and only if the ext
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,9 @@ from data_pipeline.sources.formats import Stat
 SCHEMA = 2
 INDEX_FOLDER = ".index"
 HOME_CACHE = Path("~/.cache/palimpsest")
+KEPT_ARRAYS = 3
+"""Replaced arrays of a shard that are kept, the newest: processes of a run that is going on may yet map them by name."""
+_LEFT_OVER_SECONDS = 86400.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,8 +76,11 @@ class Index:
 
     @property
     def size_on_disk(self) -> int:
-        """Bytes that the index takes, without a copy of the data."""
-        return self.extents_path.stat().st_size
+        """Bytes that the index takes, without a copy of the data; 0 where it is gone."""
+        try:
+            return self.extents_path.stat().st_size
+        except OSError:
+            return 0
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the arrays."""
@@ -111,11 +120,17 @@ def keep_folders(location: str, cache_dir: Path | None) -> list[Path]:
 
 def index_places(location: str, name: str, cache_dir: Path | None) -> list[Place]:
     """Places of the index of the shard at `location`, whose file is called `name`; found in any, written to the first."""
-    digest = hashlib.sha256(str(location if is_url(location) else Path(location).absolute()).encode()).hexdigest()[:16]
+    digest = location_digest(location)
     return [
         Place(folder, name if folder.name == INDEX_FOLDER else f"{name[:100]}.{digest}")
         for folder in keep_folders(location, cache_dir)
     ]
+
+
+def location_digest(location: str) -> str:
+    """A short hex hash of a path (made absolute) or URL, for names of files."""
+    text = location if is_url(location) else str(Path(location).absolute())
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def last_index(places: Sequence[Place]) -> Index | None:
@@ -133,7 +148,7 @@ def _read_index(place: Place, stat: Stat | None) -> Index | None:
         kept = json.loads(place.description.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return _damaged(place, str(error))
     try:
         of = Stat(int(kept["size"]), str(kept["version"]))
@@ -153,7 +168,9 @@ def _read_index(place: Place, stat: Stat | None) -> Index | None:
             return _damaged(place, f"{index.extents_path.name} is not as it was written")
         if index.extents.dtype not in (EXTENT, EXTENT_OF_MANY):
             return _damaged(place, f"{index.extents_path.name} holds something else")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if index.num_documents != _count_documents(index.extents):
+            return _damaged(place, f"{index.extents_path.name} holds another number of documents")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, DataError) as error:
         return _damaged(place, f"{type(error).__name__}: {error}")
     return index
 
@@ -161,6 +178,10 @@ def _read_index(place: Place, stat: Stat | None) -> Index | None:
 def _damaged(place: Place, what: str) -> Index | None:
     _LOG.warning("the index %s cannot be used and is made again (%s)", place.description, what)
     return None
+
+
+def _count_documents(extents: Extents) -> int:
+    return len(extents) if extents.dtype == EXTENT else int(extents["documents"].sum())
 
 
 def _crc32_of(path: Path) -> int:
@@ -196,7 +217,7 @@ class ExtentsWriter:
         assert batch.dtype == self._dtype or len(batch) == 0
         self._file.write(batch.tobytes())
         self.num_extents += len(batch)
-        self.num_documents += len(batch) if batch.dtype == EXTENT else int(batch["documents"].sum())
+        self.num_documents += _count_documents(batch)
 
     def finish(self) -> None:
         """Write how many there are."""
@@ -250,28 +271,43 @@ def write_index(
         "copy_size": None if copy is None else copy.stat().st_size,
         "head_crc32": index.head_crc32,
     }
-    stale = _kept_names(place)
+    replaces = place.description.exists()
     write_atomically(place.description, lambda file: file.write(json.dumps(kept).encode()))
-    for path in stale - {extents_path, copy}:
-        path.unlink(missing_ok=True)
+    if replaces:
+        _remove_replaced(place, {extents_path, copy})
     return index
 
 
-def _kept_names(place: Place) -> set[Path]:
-    """Files that the index at `place` consists of, as it says."""
+def _remove_replaced(place: Place, current: set[Path | None]) -> None:
+    """Remove copies and arrays that other versions of the shard had, but for the newest arrays."""
+    versions = f"{glob.escape(place.stem)}.{'[0-9a-f]' * 16}"
+    arrays = [path for path in place.folder.glob(f"{versions}.npy") if path not in current]
+    copies = [path for path in place.folder.glob(f"{versions}.jsonl.zst") if path not in current]
+    for path in sorted(arrays, key=_changed_at, reverse=True)[KEPT_ARRAYS:] + copies:
+        path.unlink(missing_ok=True)
+
+
+def _changed_at(path: Path) -> float:
+    """When a file was written; 0 where another process has removed it."""
     try:
-        kept = json.loads(place.description.read_text(encoding="utf-8"))
-        copy = str(kept["extents"]).removesuffix(".npy") + ".jsonl.zst"
-        return {place.folder / str(kept["extents"]), place.folder / copy}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def can_write(folder: Path) -> str | None:
-    """Make a folder where needed; return why no file can be written in it, None if one can."""
+    """Make a folder of indexes where needed; return why no file can be written in it, None if one can.
+
+    What writers that were killed left in it is removed after a day.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return None
+            pass
     except OSError as error:
         return f"{folder}: {error.strerror}"
+    for path in folder.glob(".*.npy.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                path.unlink()
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
@@ -77,8 +78,10 @@ def parse_line(line: bytes) -> Record | str:
         record = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
         return f"is not UTF-8 ({error.reason} at byte {error.start} of it); write it again or remove it"
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         return f"is not valid JSON ({error}); write it again or remove it"
+    except ValueError:
+        return f"has a number of more than {sys.get_int_max_str_digits():,} digits; correct it or remove it"
     except RecursionError:
         return "is nested too deep; write it again or remove it"
     return record if isinstance(record, dict) else f"is not a JSON object but {type(record).__name__}"

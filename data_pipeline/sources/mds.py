@@ -235,7 +235,7 @@ def _read_head(file: BinaryIO, name: str) -> _Head:
 
 def _sample_decoder(head: _Head, wanted: Sequence[str] | None, name: str) -> Callable[[bytes], Record | str]:
     """A function from the bytes of a sample to its record, or why it has none."""
-    chosen = chosen_columns([column for column, _, _ in head.columns], wanted, name)
+    chosen = chosen_columns([column for column, _, _ in head.columns], wanted)
     for column, encoding, _ in head.columns:
         if chosen is not None and column in chosen and encoding not in _DECODERS:
             raise DataError(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from data_pipeline.sources.errors import DataError
+from data_pipeline.processes import Advance, run_in_processes
+
+__all__ = ["WORTH_PROCESSES", "Advance", "Progress", "run_jobs"]
 
 Progress = Callable[[str, int, int], None]
 """(what is done, bytes done, bytes to do)."""
-Advance = Callable[[int], None]
-"""Tells of bytes that were read."""
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -50,7 +47,9 @@ def run_jobs(
         return
     report = _Report(what, size, progress)
     if workers > 0 and len(jobs) > 1 and size >= WORTH_PROCESSES:
-        yield from _in_processes(function, jobs, workers, report)
+        yield from run_in_processes(
+            _begin, (function,), jobs, workers=workers, doing="read the files", advance=report.advance
+        )
     else:
         for number, job in enumerate(jobs):
             yield number, function(job, report.advance)
@@ -63,56 +62,16 @@ class _Report:
         self._done, self._next = 0, 0.0
 
     def advance(self, size: int) -> None:
-        self.reach(self._done + size)
-
-    def reach(self, done: int) -> None:
-        self._done = done
+        self._done += size
         if self._progress is not None and (now := time.monotonic()) >= self._next:
             self._next = now + _SECONDS_BETWEEN_REPORTS
             # Some files are read more than once.
-            self._progress(self._what, min(done, self._total), self._total)
+            self._progress(self._what, min(self._done, self._total), self._total)
 
     def finish(self) -> None:
         if self._progress is not None:
             self._progress(self._what, self._total, self._total)
 
 
-def _in_processes(
-    function: Callable[[Job, Advance], Result], jobs: Sequence[Job], workers: int, report: _Report
-) -> Iterator[tuple[int, Result]]:
-    context = multiprocessing.get_context("spawn")
-    read = context.Value("q", 0)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin, initargs=(read,)) as pool:
-        futures = {pool.submit(_run, function, job): number for number, job in enumerate(jobs)}
-        waiting = set(futures)
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_REPORTS, return_when=FIRST_COMPLETED)
-                report.reach(read.value)
-                for future in done:
-                    yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process that read the files died (out of memory, or for a reason it has printed); start again, perhaps "
-                "with fewer workers: what was finished is kept"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_bytes_read: Any = None
-"""In a worker process: the bytes read by all of them."""
-
-
-def _begin(read: Any) -> None:
-    global _bytes_read
-    _bytes_read = read
-
-
-def _count(size: int) -> None:
-    with _bytes_read.get_lock():
-        _bytes_read.value += size
-
-
-def _run(function: Callable[[Job, Advance], Result], job: Job) -> Result:
-    return function(job, _count)
+def _begin(advance: Advance, function: Callable[[Job, Advance], Result]) -> Callable[[Job], Result]:
+    return lambda job: function(job, advance)

@@ -67,7 +67,7 @@ def reader(read_head: Callable[[], bytes], name: str, columns: Sequence[str] | N
         if metadata is None:
             metadata = _parse_metadata(read_head(), name)
             row_groups = _row_groups(metadata)
-            chosen = chosen_columns(metadata.schema.to_arrow_schema().names, columns, name)
+            chosen = chosen_columns(metadata.schema.to_arrow_schema().names, columns)
         return _decode(metadata, row_groups[extent], data, chosen)
 
     return read

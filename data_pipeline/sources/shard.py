@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +13,19 @@ import numpy as np
 
 from data_pipeline.files import is_url
 from data_pipeline.sources import framed, jsonl
+from data_pipeline.sources.decoded import DecodedExtents
 from data_pipeline.sources.errors import DamagedRecordError, DataError
-from data_pipeline.sources.formats import Reader, Record
+from data_pipeline.sources.formats import Reader, Record, Records
 from data_pipeline.sources.index import Index
 from data_pipeline.sources.local_files import LocalFiles
 from data_pipeline.sources.shard_file import ShardFile, read_head, shard_format, unreadable
 from data_pipeline.sources.text import TextFiles
 
+MAX_READ_FOR_LINES = 10**9
+"""Bytes of a file above which it is not read to tell the line of a record: its number and byte are known without."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Shard:
     """A file with its index. May be pickled; files are opened where they are read.
 
@@ -84,20 +89,30 @@ class Shard:
         """All but what is opened."""
         return {name: value for name, value in vars(self).items() if name not in ("data", "_reader")}
 
-    def records(self, start: int, stop: int) -> list[Record | DamagedRecordError]:
+    def records(
+        self, start: int, stop: int, decoded: DecodedExtents | None = None
+    ) -> list[Record | DamagedRecordError]:
         """The documents [start, stop) of this shard, read at once; see Source.records.
 
         Raises:
             DataError: the bytes are not those that were indexed, or cannot be read.
         """
         first, last = self.extent_of(start), self.extent_of(stop - 1) + 1
-        found: list[Record | DamagedRecordError] = []
-        for extent, data in zip(range(first, last), self._read(first, last), strict=True):
-            # Where they are takes reading to tell, and nobody asks where they are passed over.
-            records = self.decode(extent, data)
-            found += [DamagedRecordError(record) if isinstance(record, str) else record for record in records]
         skipped = start - self.first_document(first)
-        return found[skipped : skipped + stop - start]
+        part = slice(skipped, skipped + stop - start)
+        is_part = last == first + 1 and stop - start < self.first_document(last) - self.first_document(first)
+        if decoded is not None and is_part:
+            # Copied, for the next reader is to find what was read.
+            records = copy.deepcopy(decoded.get((self, first), lambda: self._decoded(first, last))[part])
+        else:
+            records = self._decoded(first, last)[part]
+        # Where they are takes reading to tell, and nobody asks where they are passed over.
+        return [DamagedRecordError(record) if isinstance(record, str) else record for record in records]
+
+    def _decoded(self, first: int, last: int) -> Records:
+        """The records of the extents [first, last), read at once."""
+        extents = zip(range(first, last), self._read(first, last), strict=True)
+        return [record for extent, data in extents for record in self.decode(extent, data)]
 
     def extent_of(self, document: int) -> int:
         """The extent that holds a document."""
@@ -143,9 +158,12 @@ class Shard:
         except DataError as error:
             return error
         if stat != self.index.stat:
+            how = f"has {stat.size} bytes, and had {self.num_bytes}"
+            if stat.size == self.num_bytes:
+                how = "was written anew, with as many bytes as before"
             return DataError(
-                f"{where} was changed since it was indexed (the file has {stat.size} bytes, and had {self.num_bytes}); restore "
-                "the file, or start again if the new content is meant"
+                f"{where} was changed since it was indexed (the file {how}); restore the file, or start again if the new "
+                "content is meant"
             )
         return DataError(
             f"{where} is not as it was indexed: its checksum differs, though size and time of the file are the same; the storage "
@@ -185,8 +203,8 @@ class Shard:
         return [f"{self.location}, {record}{at}" for record, at in zip(records, bytes_of, strict=True)]
 
     def _lines_of(self, documents: Sequence[int]) -> list[int] | None:
-        """Lines of some documents in the file, from 0; None where it has no lines, is far away, or can no longer be read."""
-        if is_url(self.location) or not self.file.format.startswith("jsonl"):
+        """Lines of some documents in the file, from 0; None where it has none, is far away or too large, or is unreadable."""
+        if is_url(self.location) or not self.file.format.startswith("jsonl") or self.num_bytes > MAX_READ_FOR_LINES:
             return None
         try:
             with self.data.open() as file:

@@ -8,6 +8,7 @@ from typing import BinaryIO, cast
 
 from data_pipeline.sources.errors import DataError
 from data_pipeline.sources.formats import HEADED, ShardFormat, Stat, Storage
+from data_pipeline.sources.index import location_digest
 
 TEXTS = "texts"
 
@@ -28,8 +29,10 @@ class ShardFile:
 
     @property
     def name(self) -> str:
-        """What files made from it are called."""
-        return TEXTS if self.format == "text" else self.location.rstrip("/").rsplit("/", 1)[-1]
+        """What files made from it are called: apart from those of all other files and folders in the same place."""
+        if self.format == "text" and self.storage.data_files(self.location) != [self.location]:
+            return f"{TEXTS}.{location_digest(self.location)}"
+        return self.location.rstrip("/").rsplit("/", 1)[-1]
 
     def stat(self) -> Stat:
         """Size and version. Raises DataError."""

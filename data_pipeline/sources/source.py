@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.files import is_url
+from data_pipeline.sources.decoded import DecodedExtents
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.formats import Record, Storage
 from data_pipeline.sources.index import HOME_CACHE
@@ -69,8 +70,15 @@ class Source:
         """All but the blocks, which are soon made again."""
         return {name: value for name, value in vars(self).items() if name != "block_starts"}
 
-    def records(self, start: int, stop: int) -> list[Record | DamagedRecordError]:
+    def records(
+        self, start: int, stop: int, decoded: DecodedExtents | None = None
+    ) -> list[Record | DamagedRecordError]:
         """Read the documents [start, stop), which lie in one shard; those of a block are one read.
+
+        Args:
+            start: the first document.
+            stop: the one after the last.
+            decoded: where an extent of which this is a part is looked for, and kept; None: it is decoded, and not kept.
 
         Returns:
             A record for each document, or the error that says where a record is and why it cannot be decoded.
@@ -80,7 +88,7 @@ class Source:
         """
         shard, within = self._locate(start)
         assert start < stop <= start - within + shard.num_documents, "documents of one shard"
-        return shard.records(within, within + stop - start)
+        return shard.records(within, within + stop - start, decoded)
 
     def where(self, number: int) -> str:
         """Where a document is, for messages: "data/a.jsonl, line 17 (byte 2048)". May have to read the file up to there."""

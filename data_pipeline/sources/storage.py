@@ -29,6 +29,19 @@ TIMEOUT_SECONDS = 30.0
 _CHECKSUM_KEYS = ("etag", "md5hash", "generation", "checksum", "content_md5", "content-md5")
 _TIME_KEYS = ("mtime", "last_modified", "lastmodified", "last-modified", "modified", "updated", "created")
 _FINAL = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError, NotImplementedError)
+_PACKAGES = {
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "adl": "adlfs",
+}
+"""What fsspec needs for a protocol, by the names pip knows."""
 _T = TypeVar("_T")
 
 
@@ -167,11 +180,16 @@ def _filesystem(location: str) -> tuple[AbstractFileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(location)
     except ImportError as error:
-        raise DataError(f"{location} needs a package that is not installed: {error}") from error
+        raise DataError(f"{location} needs a package that is not installed: {error}; {_cure(location)}") from error
     except ValueError as error:
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise DataError(f"{location} is no URL that can be read ({error}); fsspec knows {known}") from error
     return filesystem, path
+
+
+def _cure(location: str) -> str:
+    packages = _PACKAGES.get(location.split("://")[0])
+    return f"pip install {packages}" if packages else "install it with pip"
 
 
 def _fetch(location: str, start: int, end: int) -> bytes:
@@ -240,13 +258,10 @@ def _chosen(names: Iterable[str]) -> list[str]:
     if MDS_INDEX in names:
         return [MDS_INDEX]
     visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    found = [name for name in visible if _holds_documents(name)]
+    found = [name for name in visible if "/" not in name and format_of(name) not in (None, "text")]
     splits = [name for name in visible if name.count("/") == 1 and name.endswith(f"/{MDS_INDEX}")]
-    return sorted(found or splits, key=lambda name: name.split("/"))
-
-
-def _holds_documents(name: str) -> bool:
-    return format_of(name) == "text" or (format_of(name) is not None and "/" not in name)
+    texts = [name for name in visible if format_of(name) == "text"]
+    return sorted(found or splits or texts, key=lambda name: name.split("/"))
 
 
 def _version(info: dict[str, Any]) -> str:

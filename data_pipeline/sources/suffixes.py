@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 FORMATS = {
@@ -14,6 +15,7 @@ FORMATS = {
 }
 """Formats by the end of a file's name."""
 MDS_INDEX = "index.json"
+_LOOKS_LIKE_DATA = (*FORMATS, ".json", ".ndjson", ".csv", ".tsv", ".gz", ".zst")
 
 
 def format_of(path: Path | str) -> str | None:
@@ -25,15 +27,26 @@ def format_of(path: Path | str) -> str | None:
 def data_files(folder: Path) -> list[Path]:
     """The visible files of a local folder that hold documents, in sorted order: of one level, text files of all levels.
 
-    A folder with the index.json of MDS shards holds those, and nothing else is looked at. One without any other files may
-    have MDS splits, folders with an index.json each.
+    A folder with the index.json of MDS shards holds those, and nothing else is looked at. One without files of the other
+    formats may have MDS splits, folders with an index.json each. Text files count where there is nothing else: beside
+    other data they are licences and notes.
     """
     if (folder / MDS_INDEX).is_file():
         return [folder / MDS_INDEX]
     files = [path for path in folder.iterdir() if path.is_file() and format_of(path) not in (None, "text")]
-    texts = [path for path in folder.rglob("*.txt") if path.is_file()]
-    found = sorted(path for path in files + texts if not _is_hidden(path.relative_to(folder)))
-    return found or sorted(folder.glob(f"[!.]*/{MDS_INDEX}"))
+    found = _visible(files, folder) or sorted(folder.glob(f"[!.]*/{MDS_INDEX}"))
+    return found or _visible(folder.rglob("*.txt"), folder)
+
+
+def ignored_files(folder: Path) -> list[Path]:
+    """Visible files of a local folder that look like data and are not among its data_files, in sorted order."""
+    chosen = set(data_files(folder))
+    looking = [path for path in folder.iterdir() if path.name.endswith(_LOOKS_LIKE_DATA)]
+    return _visible({*looking, *folder.rglob("*.txt")} - chosen, folder)
+
+
+def _visible(paths: Iterable[Path], folder: Path) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and not _is_hidden(path.relative_to(folder)))
 
 
 def _is_hidden(path: Path) -> bool:

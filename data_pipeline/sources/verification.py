@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,9 @@ from data_pipeline.sources.parallel import Advance, Progress, run_jobs
 from data_pipeline.sources.shard import Shard
 from data_pipeline.sources.shard_file import ShardFile, shard_format, unreadable
 from data_pipeline.sources.source import shard_files
+
+Check = Callable[[Record], str | None]
+"""Says what is wrong with a record, None where nothing is."""
 
 MAX_LISTED = 1000
 """Damages of one shard that are listed; the others are counted."""
@@ -44,6 +47,7 @@ class ShardReport:
         num_bytes: its size, 0 where it cannot be read.
         damages: the first MAX_LISTED, in their order in the file.
         num_damages: all of them.
+        sha256: hex hash of the bytes that were indexed, empty where there is no index.
     """
 
     location: str
@@ -51,12 +55,17 @@ class ShardReport:
     num_bytes: int = 0
     damages: list[Damage] = field(default_factory=list)
     num_damages: int = 0
+    sha256: str = ""
 
     def add(self, damage: Damage) -> None:
         """Count a damage, and list it if there is room."""
         self.num_damages += 1
         if len(self.damages) < MAX_LISTED:
             self.damages.append(damage)
+
+
+def _accept(record: Record) -> str | None:
+    return None
 
 
 def verify_source(
@@ -66,7 +75,7 @@ def verify_source(
     cache_dir: Path | None,
     cache_bytes: int,
     workers: int = 0,
-    columns: Sequence[str] = (),
+    check: Check = _accept,
     progress: Progress | None = None,
 ) -> Iterator[ShardReport]:
     """Verify all shards of a source, in their order, none spared by another's damage.
@@ -77,14 +86,14 @@ def verify_source(
         cache_dir: as for open_source.
         cache_bytes: as for open_source.
         workers: processes that read; 0: this one.
-        columns: fields that every record must have.
+        check: says what is wrong with a record; can be pickled.
         progress: told (what, bytes read, bytes to read).
 
     Raises:
         DataError: the source has no files, or they cannot be listed.
     """
     files = shard_files(config, cache_dir, cache_bytes)
-    jobs = [(file, cache_dir, cache_bytes, tuple(columns)) for file in files]
+    jobs = [(file, cache_dir, cache_bytes, check) for file in files]
     reports: dict[int, ShardReport] = {}
     told = 0
     size = sum(_size(file) for file in files)
@@ -104,9 +113,9 @@ def _size(file: ShardFile) -> int:
         return 0
 
 
-def _verify(job: tuple[ShardFile, Path | None, int, Sequence[str]], advance: Advance) -> ShardReport:
-    file, cache_dir, cache_bytes, columns = job
-    return verify_shard(file, cache_dir=cache_dir, cache_bytes=cache_bytes, columns=columns, advance=advance)
+def _verify(job: tuple[ShardFile, Path | None, int, Check], advance: Advance) -> ShardReport:
+    file, cache_dir, cache_bytes, check = job
+    return verify_shard(file, cache_dir=cache_dir, cache_bytes=cache_bytes, check=check, advance=advance)
 
 
 def verify_shard(
@@ -114,7 +123,7 @@ def verify_shard(
     *,
     cache_dir: Path | None,
     cache_bytes: int,
-    columns: Sequence[str] = (),
+    check: Check = _accept,
     advance: Advance = lambda size: None,
 ) -> ShardReport:
     """Compare a file with its index (which is made, where there is none), and decode all of its records.
@@ -128,14 +137,14 @@ def verify_shard(
         places = index_places(file.location, file.name, cache_dir)
         index = last_index(places) or make_index(file, stat, writable_place(places), cache_bytes, advance)
         shard = Shard(file, index)
-        report.documents = shard.num_documents
+        report.documents, report.sha256 = shard.num_documents, shard.sha256
         try:
             if index.copy is None:
-                _verify_extents(shard, file, stat, columns, advance, report)
+                _verify_extents(shard, file, stat, check, advance, report)
             else:
                 _verify_original(shard, advance, report)
                 copy = ShardFile(str(index.copy), "jsonl.zst", shard.data.storage)
-                _verify_extents(shard, copy, None, columns, lambda size: None, report)
+                _verify_extents(shard, copy, None, check, lambda size: None, report)
         except OSError as error:
             raise unreadable(file.location, error) from error
     except DataError as error:
@@ -149,13 +158,13 @@ def _without(message: str, location: str) -> str:
 
 
 def _verify_extents(
-    shard: Shard, file: ShardFile, stat: Stat | None, columns: Sequence[str], advance: Advance, report: ShardReport
+    shard: Shard, file: ShardFile, stat: Stat | None, check: Check, advance: Advance, report: ShardReport
 ) -> None:
     """Check the extents, which lie in `file`; of the shard itself (stat is not None) also what is between them."""
     found: list[tuple[int, str]] = []
     changed_size = stat is not None and stat.size != shard.num_bytes
     with file.open() as raw, HashedFile(raw, advance) as hashed:
-        for document, what, is_mismatch in _bad_documents(shard, hashed, columns):
+        for document, what, is_mismatch in _bad_documents(shard, hashed, check):
             report.num_damages += 1
             if is_mismatch and changed_size:
                 what += f"; the file has {stat.size if stat else 0} bytes now and had {shard.num_bytes}, so the rest was not compared"
@@ -172,7 +181,7 @@ def _verify_extents(
     report.damages += [Damage(where, what) for where, (_, what) in zip(wheres, found, strict=True)]
 
 
-def _bad_documents(shard: Shard, file: HashedFile, columns: Sequence[str]) -> Iterator[tuple[int, str, bool]]:
+def _bad_documents(shard: Shard, file: HashedFile, check: Check) -> Iterator[tuple[int, str, bool]]:
     """Yield (document, what is wrong, whether the bytes are not those that were indexed), front to back."""
     extents = shard.index.extents
     for begin in range(0, len(extents), CHUNK // extents.itemsize):
@@ -192,16 +201,8 @@ def _bad_documents(shard: Shard, file: HashedFile, columns: Sequence[str]) -> It
                 )
             else:
                 for place, record in enumerate(shard.decode(number, data)):
-                    if (what := _wrong(record, columns)) is not None:
+                    if (what := record if isinstance(record, str) else check(record)) is not None:
                         yield document + place, what, False
-
-
-def _wrong(record: Record | str, columns: Sequence[str]) -> str | None:
-    if isinstance(record, str):
-        return record
-    if missing := [name for name in columns if name not in record]:
-        return f"has no field {' nor '.join(map(repr, missing))}, but: {', '.join(sorted(record)) or 'none'}"
-    return None
 
 
 def _verify_original(shard: Shard, advance: Advance, report: ShardReport) -> None:

@@ -12,9 +12,6 @@ from data_pipeline.stream.text_lane import RowDocument
 PADDING = -1
 """The source of padding among a row's documents."""
 
-ROWS_BETWEEN_RELEASES = 512
-"""Rows after which windows that are used up are let go."""
-
 
 class ExampleRows:
     """The rows of examples, shared by all lanes."""
@@ -36,6 +33,11 @@ class ExampleRows:
             seq_len=self._seq_len,
             seed=seed,
         )
+        self._beginning = self.order.anchor(0)
+
+    def number_of(self, lane: int, example_rows: int) -> int:
+        """The number over all lanes of the row of a lane that comes after `example_rows` of them."""
+        return example_rows * self.num_lanes + lane
 
     def row(self, number: int) -> tuple[PackedRow, tuple[RowDocument, ...]]:
         """A row by its number over all lanes, and what is in it."""
@@ -54,8 +56,8 @@ class ExampleRows:
     def first_row_of(self, epoch: int) -> int:
         """The first row with an example of `epoch`, found by going through all rows before it."""
         number = 0
+        self.order.load_anchor(self._beginning, number)
         while all(ref.epoch < epoch for ref in self.order.row(number)):
             number += 1
-            if number % ROWS_BETWEEN_RELEASES == 0:
-                self.order.release(number)
+            self.order.release(number)
         return number

@@ -11,6 +11,7 @@ from data_pipeline.stream.text_lane import RowDocument, TextLane, TextSource, co
 
 COUNTERS = ("text_rows", "example_rows", "example_tokens")
 """A lane's counters, before those of its text."""
+EXAMPLE_ROWS = COUNTERS.index("example_rows")
 
 
 class Lane:
@@ -54,7 +55,7 @@ class Lane:
     def example_row(self) -> int:
         """The number over all lanes of the lane's next row of examples."""
         assert self._examples is not None
-        return self.example_rows * self._examples.num_lanes + self._lane
+        return self._examples.number_of(self._lane, self.example_rows)
 
     @property
     def bad_records(self) -> list[int]:

@@ -1,6 +1,10 @@
 """The text of one lane: its documents, one after the other, cut into rows.
 
-A lane takes the documents of a source block by block (order.py). Of several sources the one that is furthest behind its
+A lane takes the documents of a source block by block (order.py): it reads those of a group of blocks at once, and keeps the
+records that come next, as many as its share of memory is for; when they are used up, it reads the group again for the next
+ones. So a block is decoded once, and where the memory is too small, as often as the group's records are larger than it.
+
+Of several sources the one that is furthest behind its
 weight in tokens gives the next document, so that over a long time each has its exact part.
 """
 
@@ -14,9 +18,10 @@ import numpy as np
 
 from data_pipeline.encoding.examples import BadRecordError, Encoder
 from data_pipeline.mixture import integer_inverses
-from data_pipeline.order import SourceOrder
+from data_pipeline.order import Group, SourceOrder
 from data_pipeline.packing.cut import cut_row
 from data_pipeline.packing.rows import DocumentIds, PackedRow
+from data_pipeline.sources.decoded import DecodedExtents, bytes_in_memory
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.formats import Record
 from data_pipeline.sources.source import Source
@@ -60,7 +65,8 @@ class TextSource:
         index: int,
         order: SourceOrder,
         skip_bad: bool,
-        keep_blocks: bool,
+        decoded: DecodedExtents,
+        keep_bytes: int,
     ) -> None:
         """Prepare to read.
 
@@ -71,18 +77,35 @@ class TextSource:
             index: of the source in the configuration.
             order: of its documents.
             skip_bad: whether a record that holds no document is passed over, rather than an error.
-            keep_blocks: whether a lane reads its block at once and keeps it, rather than each document for itself.
+            decoded: keeps what several lanes read parts of.
+            keep_bytes: most bytes in memory that a lane's records of this source may take, but for a single one.
         """
         self.source, self.index, self.order = source, index, order
         self._encoder, self._encoded = encoder, encoded
-        self._skip_bad, self._keep_blocks = skip_bad, keep_blocks
+        self._skip_bad, self._decoded, self._keep_bytes = skip_bad, decoded, keep_bytes
         self._has_text = False
 
-    def block(self, documents: range) -> list[Record | DamagedRecordError | None] | None:
-        """The records of a block, if they are to be kept."""
-        if self._encoded is not None or not self._keep_blocks:
-            return None
-        return list(self.source.records(documents.start, documents.stop))
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the tokens are on disk, so that no records are needed."""
+        return self._encoded is not None
+
+    def records(self, group: Group, place: int) -> dict[int, Record | DamagedRecordError]:
+        """The records at `place` of a group and the places after it, as many as a lane may keep; one at least."""
+        numbers = group.documents(place, len(group.order))
+        wanted = set(numbers)
+        read: dict[int, Record | DamagedRecordError] = {}
+        for block in group.blocks:
+            if not wanted.isdisjoint(block):
+                read |= zip(block, self.source.records(block.start, block.stop, self._decoded), strict=True)
+        kept: dict[int, Record | DamagedRecordError] = {}
+        size = 0
+        for at, number in enumerate(numbers, place):
+            size += bytes_in_memory(read[number])
+            if kept and size > self._keep_bytes:
+                break
+            kept[at] = read[number]
+        return kept
 
     def ids(self, number: int, record: Record | DamagedRecordError | None) -> DocumentIds | None:
         """The tokens of a document, none for an empty one; None for a bad record that is passed over.
@@ -94,7 +117,7 @@ class TextSource:
         if self._encoded is not None:
             return self._encoded.example(number).ids
         if record is None:
-            record = self.source.records(number, number + 1)[0]
+            record = self.source.records(number, number + 1, self._decoded)[0]
         try:
             if not isinstance(record, DamagedRecordError):
                 return self._encoder.encode(record).ids
@@ -134,11 +157,12 @@ class _Cursor:
     def go_to(self, blocks: int, place: int) -> None:
         """Go where `blocks` blocks are begun, and `place` documents of the last group are taken; nothing is read."""
         self.blocks, self.place = blocks, place
-        self._records: dict[int, list[Record | DamagedRecordError | None] | None] = {}
+        # By the place in the group.
+        self._records: dict[int, Record | DamagedRecordError] = {}
         if blocks:
             self._group = self.source.order.group(blocks - 1, self._lane)
         if place:
-            self._block, self.number = self._group.document(place - 1)
+            self.number = self._group.document(place - 1)
 
     def go_to_epoch(self, epoch: int) -> None:
         """Go to the end of the last group before those of `epoch`."""
@@ -150,7 +174,7 @@ class _Cursor:
         """Take the next document."""
         if not self.blocks or self.place == len(self._group.order):
             self.go_to(self.source.order.group(self.blocks, self._lane).stop, 0)
-        self._block, self.number = self._group.document(self.place)
+        self.number = self._group.document(self.place)
         self.place += 1
 
     @property
@@ -160,16 +184,13 @@ class _Cursor:
 
     def ids(self) -> DocumentIds | None:
         """The tokens of the document taken last, as TextSource.ids."""
-        documents = self._group.blocks[self._block]
-        if self._block not in self._records:
-            self._records[self._block] = self.source.block(documents)
-        records = self._records[self._block]
-        if records is None:
+        if self.source.is_encoded or len(self._group.order) == 1:
             return self.source.ids(self.number, None)
-        record = records[self.number - documents.start]
-        # It is asked for again only after a resume; until then a block gets smaller as it is used up.
-        records[self.number - documents.start] = None
-        return self.source.ids(self.number, record)
+        place = self.place - 1
+        if place not in self._records:
+            self._records = self.source.records(self._group, place)
+        # It is asked for again only after a resume; until then less is kept as it is used up.
+        return self.source.ids(self.number, self._records.pop(place))
 
 
 class TextLane:

@@ -19,19 +19,22 @@ from typing import Any, NamedTuple, Self
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import Tokenizer, special_ids
-from data_pipeline.order import SourceOrder, group_size, source_seed
+from data_pipeline.order import SourceOrder, finer_blocks, group_size, source_seed
 from data_pipeline.packing.rows import Ids
+from data_pipeline.sources.decoded import DecodedExtents
 from data_pipeline.sources.source import Source
-from data_pipeline.stream.example_rows import PADDING, ROWS_BETWEEN_RELEASES, ExampleRows
-from data_pipeline.stream.lane import COUNTERS, Lane
+from data_pipeline.stream.example_rows import PADDING, ExampleRows
+from data_pipeline.stream.lane import COUNTERS, EXAMPLE_ROWS, Lane
 from data_pipeline.stream.opening import OpenedData, open_data
 from data_pipeline.stream.state import LaneState, StreamStateError, lanes_of, merge_states, refuse_differences, state_of
 from data_pipeline.stream.text_lane import RowDocument, TextSource, counter_names
 
 __all__ = ["PADDING", "Row", "RowDocument", "StreamStateError", "TokenStream", "merge_states"]
 
-# A lane keeps its group of blocks of each source in memory, unless those of all lanes would take more.
+# What all lanes of a process keep of the records that come next, in memory.
 _MAX_KEPT_BYTES = 1 << 30
+# What they share of decoded extents, beside that.
+_MAX_DECODED_BYTES = 256 << 20
 _LONGEST_VALUE = 100
 
 
@@ -87,6 +90,7 @@ class TokenStream:
         self.data = open_data(config) if data is None else data
         self._examples = ExampleRows(self.data, num_lanes, seed) if self._indices(is_examples=True) else None
         self._orders = {i: self._order(self.sources[i]) for i in self._indices(is_examples=False)}
+        self._decoded = DecodedExtents(_MAX_DECODED_BYTES)
         text = self._text_sources()
         self._columns = [*COUNTERS, *(counter_names(len(text)) if text else [])]
         self._lanes = {lane: Lane(lane, text, self._examples, config) for lane in lanes}
@@ -131,8 +135,8 @@ class TokenStream:
             raise
         heapq.heapreplace(self._turns, (rows + 1, number))
         self._received.pop(number, None)
-        if self._examples is not None and lane.example_rows % ROWS_BETWEEN_RELEASES == 0:
-            self._examples.order.release(self._first_example_row)
+        if self._examples is not None:
+            self._examples.order.release(self._first_needed()[0])
         return Row(number, *row, documents)
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,10 +164,16 @@ class TokenStream:
                 f"the saved stream state has the lane {min(unknown)}, and there are only {self.num_lanes}; it is damaged: "
                 "resume from an earlier checkpoint"
             )
+        if self._examples is not None:
+            first = min(self._examples.number_of(lane, counters[EXAMPLE_ROWS]) for lane, counters in saved.items())
+            try:
+                self._examples.order.load_anchor(state.get("anchor"), first)
+            except ValueError as error:
+                raise StreamStateError(
+                    f"the stream state is damaged (its anchor {error}); resume from an earlier checkpoint"
+                ) from error
         for number, lane in self._lanes.items():
             lane.load(saved[number])
-        if self._examples is not None:
-            self._examples.order.load_anchor(state["anchor"])
         self._received.clear()
         self._set_turns()
 
@@ -221,6 +231,7 @@ class TokenStream:
         """Let go of what is read. It may be called again."""
         for lane in self._lanes.values():
             lane.load(lane.counters)
+        self._decoded.clear()
 
     def __enter__(self) -> Self:
         """The stream, closed at the end of the block."""
@@ -238,10 +249,7 @@ class TokenStream:
     def _text_sources(self) -> list[TextSource]:
         """The sources of text, and how much of them is kept in memory."""
         indices = self._indices(is_examples=False)
-        read = [i for i in indices if self.data.encoded[i] is None]
-        group_bytes = sum(
-            self._orders[i].group_size * self.sources[i].num_bytes / self._orders[i].num_blocks for i in read
-        )
+        num_read = sum(self.data.encoded[i] is None for i in indices)
         return [
             TextSource(
                 self.sources[i],
@@ -250,31 +258,40 @@ class TokenStream:
                 index=i,
                 order=self._orders[i],
                 skip_bad=self.config.on_bad_record == "skip",
-                keep_blocks=group_bytes * len(self.lanes) <= _MAX_KEPT_BYTES,
+                decoded=self._decoded,
+                keep_bytes=_MAX_KEPT_BYTES // max(1, num_read * len(self.lanes)),
             )
             for i in indices
         ]
 
     def _order(self, source: Source) -> SourceOrder:
-        starts = source.block_starts
-        size = group_size(source.num_documents, len(starts) - 1, source.num_bytes)
+        starts = finer_blocks(source.block_starts, num_lanes=self.num_lanes, num_bytes=source.num_bytes)
+        # A part of an extent costs decoding the extent: in groups, several would be decoded before a lane's first row.
+        are_parts = len(starts) > len(source.block_starts)
+        size = 1 if are_parts else group_size(source.num_documents, len(starts) - 1, source.num_bytes)
         seed = source_seed(self.seed, source.name)
         return SourceOrder(starts, num_lanes=self.num_lanes, seed=seed, group_size=size)
 
     def _set_turns(self) -> None:
         self._turns = [(lane.rows, number) for number, lane in self._lanes.items()]
         heapq.heapify(self._turns)
+        # The next rows of examples, brought up to date only where the first is looked for.
+        has_examples = self._examples is not None
+        self._needed = [(lane.example_row, number) for number, lane in self._lanes.items()] if has_examples else []
+        heapq.heapify(self._needed)
 
-    @property
-    def _first_example_row(self) -> int:
-        return min(lane.example_row for lane in self._lanes.values())
+    def _first_needed(self) -> tuple[int, int]:
+        """The first row of examples that any lane still needs, and the lane; in hardly more than constant time."""
+        while (row := self._lanes[self._needed[0][1]].example_row) != self._needed[0][0]:
+            heapq.heapreplace(self._needed, (row, self._needed[0][1]))
+        return self._needed[0]
 
     def _anchor(self) -> dict[str, Any] | None:
         """Where the window of the first row of examples starts that any lane still needs."""
         if self._examples is None:
             return None
-        first = min(self._lanes, key=lambda number: self._lanes[number].example_row)
-        return self._received.get(first) or self._examples.order.anchor(self._lanes[first].example_row)
+        row, lane = self._first_needed()
+        return self._received.get(lane) or self._examples.order.anchor(row)
 
     def _fingerprint(self) -> dict[str, Any]:
         config = self.config

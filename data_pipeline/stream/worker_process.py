@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import threading
 import traceback
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import PipelineError
+from data_pipeline.processes import ignore_stop_signals
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
     from data_pipeline.stream.state import LaneState
     from data_pipeline.stream.token_stream import Row
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Reach a worker together with the training process, which ends it when the step is done and everything is saved."""
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -132,10 +129,7 @@ def _exit_with_parent(connection: Connection, parent: int) -> None:
 
 def main(descriptor: int) -> None:
     """Serve the socket `descriptor`, heedless of the signals that ask a training run to stop."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    # Blocked by the parent until they are ignored here.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    ignore_stop_signals()
     try:
         serve(Connection(descriptor))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -18,7 +18,6 @@ import platform
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import traceback
 import weakref
@@ -29,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import PipelineError
+from data_pipeline.processes import SECONDS_TO_DIE, start_python
 from data_pipeline.stream.opening import OpenedData, Progress, open_data
 from data_pipeline.stream.token_stream import Row, TokenStream
-from data_pipeline.stream.worker_process import STOP_SIGNALS, Crash, Job, Message, SentRow, widen
+from data_pipeline.stream.worker_process import Crash, Job, Message, SentRow, widen
 
 if TYPE_CHECKING:
     from data_pipeline.encoding.tokenizer import Tokenizer
@@ -42,8 +42,6 @@ STEPS_AHEAD = 2
 
 PATIENCE_SECONDS = 900.0
 """Longest wait for a row, after which its worker counts as stuck."""
-
-_SECONDS_TO_DIE = 5.0
 
 
 class WorkerError(PipelineError):
@@ -231,7 +229,9 @@ class _Worker:
         # The thread receives only where there is room, and a worker that is ahead waits in sending.
         self._room = threading.Semaphore(rows_ahead)
         self._connection, theirs = Pipe()
-        self._process = _start_process(theirs.fileno())
+        self._process = start_python(
+            f"from data_pipeline.stream.worker_process import main; main({theirs.fileno()})", theirs.fileno()
+        )
         theirs.close()
         self._thread = threading.Thread(
             target=self._receive, args=(pickle.dumps(job),), name=f"rows of worker {self.pid}", daemon=True
@@ -266,12 +266,11 @@ class _Worker:
         self._is_stopped = True
         self._process.kill()
         self._room.release()
-        # Only a read that the kernel cannot interrupt outlasts that; it is not waited for.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_SECONDS_TO_DIE)
+            self._process.wait(SECONDS_TO_DIE)
         # Garbage is collected in any thread, this one too.
         if self._thread is not threading.current_thread():
-            self._thread.join(_SECONDS_TO_DIE)
+            self._thread.join(SECONDS_TO_DIE)
         self._connection.close()
 
     @property
@@ -308,26 +307,6 @@ def split(lanes: range, parts: int) -> list[range]:
     """Contiguous parts of `lanes`, in order, whose sizes differ by one at most."""
     bounds = [lanes.start + len(lanes) * part // parts for part in range(parts + 1)]
     return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
-def _start_process(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a worker that inherits the socket `descriptor`."""
-    environment = os.environ | {
-        # What is importable here is importable there.
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-        # A worker is one of many; threads of its libraries would take the cores of the others.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    # Not with -m: what the module sends would then be of classes of __main__.
-    command = [sys.executable, "-P", "-c", f"from data_pipeline.stream.worker_process import main; main({descriptor})"]
-    # A signal to stop that comes before the worker ignores them would end it: it inherits this mask.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        return subprocess.Popen(command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, env=environment)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _stop(workers: list[_Worker]) -> None:

@@ -25,10 +25,12 @@ from data_pipeline.config import DataConfig
 from data_pipeline.encoding.examples import BadRecordError, Encoder, Example, cut
 from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.encoding.tokenizer import Tokenizer
+from data_pipeline.processes import Advance, run_in_processes
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.index import INDEX_FOLDER, can_write, keep_folders
 from data_pipeline.sources.indexing import remove_left_over
 from data_pipeline.sources.local_files import LocalFiles
+from data_pipeline.sources.positions import positions
 from data_pipeline.sources.source import Source
 from data_pipeline.tokens.token_files import (
     BAD,
@@ -38,7 +40,6 @@ from data_pipeline.tokens.token_files import (
     open_token_file,
     write_token_file,
 )
-from data_pipeline.tokens.token_workers import run_in_processes
 
 Progress = Callable[[str, int, int], None]
 
@@ -127,6 +128,11 @@ class _Files:
     def lengths(self) -> NDArray[np.int32]:
         return np.concatenate([file.lengths for file in self._files])
 
+    def first_targets(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The first token that is predicted, of each of these documents, which have target masks."""
+        found = [file.first_targets for file in self._files if file.first_targets is not None]
+        return np.concatenate(found)[numbers] if len(numbers) else np.empty(0, np.int32)
+
     def example(self, number: int) -> Example:
         """The document as it was encoded; tokens that were damaged since are made again."""
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
@@ -161,25 +167,19 @@ def _apply_policies(source: Source, config: DataConfig, encoder: Encoder, files:
             f"{config.seq_len:,} tokens, the longest {lengths.max():,} ({source.where(int(lengths.argmax()))}); raise "
             'data.seq_len, or leave them out with data.too_long = "drop", or cut them at their end with "cut"'
         )
-    for number in too_long.tolist():
-        if config.too_long == "cut" and _has_target(cut(files.example(number), config.seq_len)):
-            lengths[number] = config.seq_len
-            counts["cut"] += 1
-        else:
-            lengths[number] = 0
-            counts["too_long"] += 1
+    # Of an example that was cut, a target must be left.
+    is_cut = (files.first_targets(too_long) < config.seq_len) & (config.too_long == "cut")
+    lengths[too_long] = np.where(is_cut, config.seq_len, 0)
+    counts["cut"] = int(is_cut.sum())
+    counts["too_long"] = len(too_long) - counts["cut"]
     return EncodedSource(lengths, counts, files)
-
-
-def _has_target(example: Example) -> bool:
-    return example.is_target is None or bool(example.is_target[1:].any())
 
 
 def _about_bad_records(source: Source, encoder: Encoder, bad: NDArray[np.int64]) -> str:
     shown = []
-    for number in bad[:_SHOWN_BAD_RECORDS].tolist():
+    for number, where in positions(source, bad[:_SHOWN_BAD_RECORDS].tolist()).items():
         (document,) = _encode(source, encoder, number, number + 1)
-        shown.append(f"{source.where(number)}: {document}")
+        shown.append(f"{where}: {document}")
     more = f"; and {len(bad) - len(shown):,} more" if len(bad) > len(shown) else ""
     return (
         f"the source {source.name}: {len(bad):,} of {source.num_documents:,} records cannot be used: {'; '.join(shown)}{more}. "
@@ -221,11 +221,10 @@ def _make(
     random.shuffle(missing)
     done, total = 0, sum(piece.stop - piece.start for piece in missing)
     if workers > 0 and len(missing) > 1:
-        making = run_in_processes(
-            _make_in_worker, missing, min(workers, len(missing)), _open_in_worker, (source, config)
-        )
+        made = run_in_processes(_begin, (source, config), missing, workers=workers, doing="encode")
+        making = (size for _, size in made)
     else:
-        making = map(partial(_make_missing_piece, source, encoder, tokenizer.vocab_size), missing)
+        making = (_make_missing_piece(source, encoder, tokenizer.vocab_size, piece) for piece in missing)
     for size in making:
         done += size
         if progress is not None:
@@ -244,16 +243,10 @@ def _writable(paths: Sequence[Path]) -> Path:
     )
 
 
-_in_worker: dict[str, Any] = {}
-
-
-def _open_in_worker(source: Source, config: DataConfig) -> None:
+def _begin(_: Advance, source: Source, config: DataConfig) -> Callable[[_Piece], int]:
+    """What a worker process does with each missing piece."""
     tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_engine)
-    _in_worker.update(source=source, encoder=Encoder(source.config, config, tokenizer), vocab_size=tokenizer.vocab_size)
-
-
-def _make_in_worker(piece: _Piece) -> int:
-    return _make_missing_piece(_in_worker["source"], _in_worker["encoder"], _in_worker["vocab_size"], piece)
+    return partial(_make_missing_piece, source, Encoder(source.config, config, tokenizer), tokenizer.vocab_size)
 
 
 def _make_missing_piece(source: Source, encoder: Encoder, vocab_size: int, piece: _Piece) -> int:

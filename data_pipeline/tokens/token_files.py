@@ -1,7 +1,7 @@
 """Tokens on disk: the encoded documents of a part of one shard, each checked by a checksum whenever it is read.
 
 `<name>.tokens` holds a block of bytes per document, its tokens and, for examples, its target mask as packed bits; after
-the blocks an entry per document says where its block is. `<name>.json` is written last and makes the file exist: it
+the blocks an entry per document says where its block is and where its targets begin. `<name>.json` is written last and makes the file exist: it
 has what the tokens were made from, the layout and the checksum of the entries. All numbers are little-endian.
 """
 
@@ -23,11 +23,11 @@ from data_pipeline.files import write_atomically
 from data_pipeline.sources.errors import DamagedRecordError
 from data_pipeline.sources.local_files import LocalFiles
 
-SCHEMA = 1
+SCHEMA = 2
 BAD = -1
 """The length of a record that holds no document."""
 
-_ENTRY = np.dtype([("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
+_ENTRY = np.dtype([("start", "<i8"), ("length", "<i4"), ("first_target", "<i4"), ("crc32", "<u4")])
 _MAX_LISTED = 100
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class TokenFile:
         has_targets: whether a target mask follows the tokens of each document.
         entries_start: byte where the entries begin.
         lengths: tokens of each document, BAD where there is none, int32 [documents].
+        first_targets: the first token of each document that is predicted, its length where none is, int32 [documents]; None
+            without target masks.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class TokenFile:
     has_targets: bool
     entries_start: int
     lengths: NDArray[np.int32]
+    first_targets: NDArray[np.int32] | None
 
     def example(self, number: int, files: LocalFiles) -> Example:
         """The document `number` of this file, read through `files`.
@@ -101,7 +104,7 @@ def write_token_file(
         OSError: the files cannot be written.
     """
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
-    entries: list[tuple[int, int, int]] = []
+    entries: list[tuple[int, int, int, int]] = []
     bad: list[list[Any]] = []
     table = np.empty(0, dtype=_ENTRY)
     position = 0
@@ -111,10 +114,10 @@ def write_token_file(
         for number, document in enumerate(documents):
             if isinstance(document, Exception):
                 bad.append([number, str(document)])
-                entries.append((position, BAD, 0))
+                entries.append((position, BAD, 0, 0))
             else:
                 block = _block(document, dtype, has_targets)
-                entries.append((position, len(document.ids), zlib.crc32(block)))
+                entries.append((position, len(document.ids), _first_target(document), zlib.crc32(block)))
                 position += file.write(block)
         table = np.array(entries, dtype=_ENTRY)
         file.write(table.tobytes())
@@ -154,8 +157,10 @@ def open_token_file(path: Path, made_from: dict[str, Any]) -> TokenFile | None:
         if len(table) != size or zlib.crc32(table) != kept["entries_crc32"]:
             _log_damage(path, "its end is not as it was written")
             return None
-        lengths = np.frombuffer(table, dtype=_ENTRY)["length"].astype(np.int32)
-        return TokenFile(path, str(np.dtype(kept["dtype"]).str), bool(kept["has_targets"]), start, lengths)
+        entries, has_targets = np.frombuffer(table, dtype=_ENTRY), bool(kept["has_targets"])
+        lengths = entries["length"].astype(np.int32)
+        first_targets = entries["first_target"].astype(np.int32) if has_targets else None
+        return TokenFile(path, str(np.dtype(kept["dtype"]).str), has_targets, start, lengths, first_targets)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log_damage(path, f"{type(error).__name__}: {error}")
         return None
@@ -174,6 +179,14 @@ def _block(document: Example, dtype: str, has_targets: bool) -> bytes:
     return (
         ids.astype(dtype).tobytes() + np.packbits(np.ones(len(ids), bool) if is_target is None else is_target).tobytes()
     )
+
+
+def _first_target(document: Example) -> int:
+    """The first token that is predicted, which the first of all never is; the number of tokens where none is."""
+    ids, is_target = document
+    if is_target is None:
+        return min(1, len(ids))
+    return 1 + int(is_target[1:].argmax()) if is_target[1:].any() else len(ids)
 
 
 def _mask_size(length: int) -> int:

@@ -42,7 +42,17 @@ def record(out: Path) -> dict[str, Any]:
     return json.loads((out / "run.json").read_text())
 
 
-def test_killed_and_resumed_on_one_and_on_four_ranks(recipe: Path, tmp_path: Path) -> None:
+def num_cut(recipe: Path, tokenizer: Path, seq_len: int) -> int:
+    """How many examples are longer than a row, of which the prompts are only a part; by sentencepiece, from the file."""
+    import sentencepiece
+
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)).encode
+    pairs = map(json.loads, recipe.with_name("pairs.jsonl").read_text().splitlines())
+    bos_and_eos = 2
+    return sum(len(encode(pair["prompt"] + pair["response"])) + bos_and_eos > seq_len for pair in pairs)
+
+
+def test_killed_and_resumed_on_one_and_on_four_ranks(recipe: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert [done["code"] for done in train(recipe, straight, 2)] == [0, 0]
     assert [step for step, _ in hashes(straight)] == list(range(1, STEPS + 1))
@@ -64,9 +74,12 @@ def test_killed_and_resumed_on_one_and_on_four_ranks(recipe: Path, tmp_path: Pat
         losses = [line["loss"] for line in metrics(out)]
         assert losses == pytest.approx([line["loss"] for line in metrics(straight)], abs=1e-5)
 
-    found = record(straight)
-    assert set(found["data"]) == {"text", "pairs"}
-    assert found["tokenizer_engine"]
+    cut = num_cut(recipe, tiny_recipe.with_name("tokenizer.model"), seq_len=64)
+    assert 0 < cut < 24
+    counts = {"text": {"bad_records": 0}, "pairs": {"bad_records": 0, "too_long": 0, "cut": cut}}
+    for out in (straight, *(tmp_path / f"resumed-on-{world_size}" for world_size in (1, 4))):
+        assert record(out)["data"] == counts
+    assert record(straight)["tokenizer_engine"]
 
 
 def test_a_dead_worker_fails_the_step_on_all_ranks(recipe: Path, tmp_path: Path) -> None:

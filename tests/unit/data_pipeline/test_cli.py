@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.__main__ import COMMANDS, main
+from data_pipeline.commands import peek
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.sources import jsonl
 from data_pipeline.stream.token_stream import TokenStream
 
 Write = Callable[[Path, Sequence[str]], Path]
@@ -58,6 +62,20 @@ def test_index_shows_shards_and_totals(source: Path, write_jsonl: Write, capsys:
     assert capsys.readouterr().err == ""
 
 
+def test_index_names_files_that_it_does_not_read(source: Path, capsys: Capture) -> None:
+    command = ["index", str(source.parent), "--workers", "0"]
+    assert main(command) == 0
+    assert "not read" not in capsys.readouterr().out
+    for number in range(6):
+        (source.parent / f"{number}.json").touch()
+    (source.parent / "LICENSE.txt").touch()
+    assert main(command) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"not read in {source.parent}: 0.json, 1.json, 2.json, 3.json, 4.json and 2 more"
+    assert main(["index", str(source), "--workers", "0"]) == 0
+    assert "not read" not in capsys.readouterr().out
+
+
 def test_verify_reports_every_damage_of_every_file(source: Path, recipe: Path, capsys: Capture) -> None:
     assert main(["verify", str(recipe), "--workers", "0"]) == 0
     captured = capsys.readouterr()
@@ -67,7 +85,7 @@ def test_verify_reports_every_damage_of_every_file(source: Path, recipe: Path, c
     assert main(["verify", str(source.parent)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "b.jsonl, line 2 (byte 14) is not valid JSON" in lines[0]
-    assert "b.jsonl, line 3 (byte 19) has no field 'text'" in lines[1]
+    assert "b.jsonl, line 3 (byte 19) has no field 'text'; set text_field to one of its fields: body" in lines[1]
     assert [line.split()[1:3] + line.split()[-1:] for line in lines if ".jsonl  " in line] == [
         ["a.jsonl", "4", "0"],
         ["b.jsonl", "3", "2"],
@@ -77,7 +95,24 @@ def test_verify_reports_every_damage_of_every_file(source: Path, recipe: Path, c
 
 def test_verify_asks_for_the_fields_of_the_kind(source: Path, capsys: Capture) -> None:
     assert main(["verify", str(source), "--kind", "prompt", "--prompt-field", "q"]) == 1
-    assert "has no field 'q' nor 'response', but: text" in capsys.readouterr().out
+    assert "has no field 'q'; set prompt_field to one of its fields: text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        ("text", {"text": None}, "line 1 (byte 0) has NoneType in the field 'text', where text is needed"),
+        ("prompt", {"prompt": 5, "response": "a"}, "line 1 (byte 0) has int in the field 'prompt'"),
+        ("alpaca", {"instruction": "a", "output": " "}, "line 1 (byte 0) has an empty response in the field 'output'"),
+        ("chat", {"messages": [{"content": "a"}]}, 'line 1 (byte 0) has a message without "role"'),
+    ],
+)
+def test_verify_finds_what_the_run_refuses(
+    kind: str, record: object, message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    assert main(["verify", str(tmp_path), "--kind", kind, "--workers", "0"]) == 1
+    assert message in capsys.readouterr().out
 
 
 def test_verify_reads_the_tokens_too(recipe: Path, capsys: Capture) -> None:
@@ -247,13 +282,24 @@ def test_the_list_of_commands(capsys: Capture) -> None:
 
 def test_output_may_be_cut_off_by_its_reader(recipe: Path) -> None:
     main(["index", str(recipe)])
-    command = f"{sys.executable} -m data_pipeline peek {recipe} --step 1 | head -c 20"
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert len(done.stdout) == 20
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "data_pipeline", "peek", str(recipe), "--step", "1"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
     assert done.stderr == ""
-    assert done.returncode == 0
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_the_picture_is_drawn_also_if_nobody_reads_to_the_end(recipe: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "lengths.png"
+    command = [sys.executable, "-m", "data_pipeline", "stats", str(recipe), "--workers", "0", "--picture", str(picture)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_numbers_of_the_mixture(
@@ -291,11 +337,51 @@ def test_stats_says_when_examples_are_too_long_or_a_source_is_empty(
     assert "would refuse" not in out
 
 
-def test_a_command_may_be_stopped(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_may_be_stopped(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def stopped() -> int:
         """Be stopped."""
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "index", stopped)
-    assert main(["index"]) == 130
-    assert "stopped; what was finished is kept" in capsys.readouterr().err
+    monkeypatch.setitem(COMMANDS, name, stopped)
+    assert main([name]) == 130
+    kept = "; what was finished is kept, and the same command goes on from there"
+    assert capsys.readouterr().err == f"stopped{kept if name in ('index', 'tokenize') else ''}\n"
+
+
+def test_a_command_may_be_terminated(tmp_path: Path) -> None:
+    fifo = tmp_path / "recipe.toml"
+    os.mkfifo(fifo)
+    command = [sys.executable, "-m", "data_pipeline", "verify", str(fifo)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Opened when the command opens its recipe, which then waits for what is written.
+    with fifo.open("w"):
+        process.terminate()
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (128 + signal.SIGTERM, "", "stopped\n")
+
+
+def test_verify_reads_no_tokens_of_other_data(
+    recipe: Path, tokenizer_path: Path, write_jsonl: Write, tmp_path: Path, capsys: Capture
+) -> None:
+    cache, other = ["--cache-dir", str(tmp_path / "cache"), "--workers", "0"], write_jsonl(tmp_path / "b.jsonl", ["x"])
+    assert main(["tokenize", str(other), "--tokenizer", str(tokenizer_path), *cache]) == 0
+    (path,) = (tmp_path / "cache" / "tokens").glob("*/*.tokens")
+    path.write_bytes(b"")
+    assert main(["verify", str(recipe), *cache]) == 0
+    assert main(["verify", str(other), *cache]) == 1
+    assert f"{path} is not as it was written" in capsys.readouterr().out
+
+
+def test_peek_reads_a_file_once_to_name_lines(
+    source: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    calls: list[int] = []
+    lines_at = jsonl.lines_at
+    monkeypatch.setattr(jsonl, "lines_at", lambda file, starts: calls.append(1) or lines_at(file, starts))
+    monkeypatch.setattr(peek, "_LONG_ROW", 64)
+    command = ["peek", str(source), "--tokenizer", str(tokenizer_path), "--seq-len", "64", "--workers", "0"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("a.jsonl, line ") > len(calls) == 1
+    assert "reading a long row: 1/1 rows" in captured.err

@@ -32,20 +32,32 @@ def test_no_sources(tokenizer_path: Path) -> None:
     assert "name at least one" in problems(DataConfig(sources={}, tokenizer=tokenizer_path))["sources"]
 
 
-def test_missing_paths_say_how_to_make_the_demo_corpus(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    found = problems(
-        DataConfig(
-            sources={
-                "code": SourceConfig(path=str(tmp_path / "none")),
-                "prose": SourceConfig(path=str(tmp_path / "empty")),
-            },
-            tokenizer=tmp_path / "no.model",
-        )
-    )
+def missing(folder: Path) -> dict[str, str]:
+    (folder / "empty").mkdir(parents=True)
+    sources = {
+        "code": SourceConfig(path=str(folder / "none")),
+        "prose": SourceConfig(path=str(folder / "empty")),
+    }
+    found = problems(DataConfig(sources=sources, tokenizer=folder / "no.model"))
     assert sorted(found) == ["sources.code.path", "sources.prose.path", "tokenizer"]
+    return found
+
+
+def test_missing_paths_of_the_demo_say_how_to_make_them(tmp_path: Path) -> None:
+    found = missing(tmp_path / "runs" / "demo")
     assert all("`python -m data_pipeline demo`" in message for message in found.values())
-    assert "holds no .jsonl" in found["sources.prose.path"]
+
+
+def test_other_missing_paths_say_what_to_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # A folder whose name does not come from this test's.
+    folder = tmp_path_factory.mktemp("own")
+    found = missing(folder)
+    assert found["sources.code.path"] == f"{folder}/none does not exist; name a file or folder that does"
+    assert found["sources.prose.path"].startswith(f"the folder {folder}/empty holds no .jsonl")
+    assert found["sources.prose.path"].endswith("file; name one that does")
+    assert found["tokenizer"] == (
+        f"{folder}/no.model does not exist; name a tokenizer.model or tokenizer.json, or a folder with one of them"
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.order import Permutation, SourceOrder, group_size, source_seed
+from data_pipeline.order import BLOCKS_PER_LANE, Permutation, SourceOrder, finer_blocks, group_size, source_seed
 
 sizes = st.integers(1, 3000)
 keys = st.lists(st.integers(0, 2**128 - 1), max_size=3).map(tuple)
@@ -112,7 +112,7 @@ def test_every_document_exactly_once_per_epoch(
             assert group.epoch == epoch
             assert all(order.group(each, lane)[:3] == group[:3] for each in range(count, group.stop))
             assert len(group.blocks) == group.stop - count == min(group_size, after - count)
-            documents += [group.document(place)[1] for place in range(len(group.order))]
+            documents += [group.document(place) for place in range(len(group.order))]
             count = group.stop
         assert order.group(after, lane).epoch > epoch
     assert sorted(documents) == list(range(sum(block_sizes)))
@@ -125,9 +125,10 @@ def test_documents_of_a_group_are_in_its_blocks(block_sizes: list[int], seed: in
     group = order.group(3, 1)
     starts = np.cumsum([0, *block_sizes]).tolist()
     assert all(block.start in starts and block.stop in starts for block in group.blocks)
-    for place in range(len(group.order)):
-        which, number = group.document(place)
-        assert number in group.blocks[which]
+    numbers = [group.document(place) for place in range(len(group.order))]
+    assert sorted(numbers) == sorted(itertools.chain.from_iterable(group.blocks))
+    assert group.documents(0, len(numbers)) == numbers
+    assert group.documents(len(numbers) // 2, len(numbers)) == numbers[len(numbers) // 2 :]
 
 
 def test_the_lanes_together_walk_the_epochs_permutation() -> None:
@@ -153,9 +154,43 @@ def test_a_group_is_shuffled_anew_in_every_epoch() -> None:
 
 def test_neighbours_of_a_group_are_of_different_blocks() -> None:
     order = order_of([50] * 32, 3, 1, 8)
-    which = [order.group(0, 0).document(place)[0] for place in range(400)]
+    which = [order.group(0, 0).document(place) // 50 for place in range(400)]
     same = sum(a == b for a, b in itertools.pairwise(which))
     assert same == pytest.approx(399 / 8, abs=25)
+
+
+@given(block_sizes, st.integers(1, 3), st.sampled_from([1, 10**9]))
+def test_finer_blocks(block_sizes: list[int], num_lanes: int, num_bytes: int) -> None:
+    starts = np.cumsum([0, *block_sizes])
+    finer = finer_blocks(starts, num_lanes=num_lanes, num_bytes=num_bytes)
+    assert finer.dtype == np.int64
+    assert set(starts.tolist()) <= set(finer.tolist())
+    wanted = max(BLOCKS_PER_LANE * num_lanes, num_bytes / (4 << 20))
+    assert len(finer) - 1 >= min(wanted, sum(block_sizes))
+    sizes = np.diff(finer)
+    assert (sizes >= 1).all()
+    if len(starts) - 1 >= wanted:
+        assert finer.tolist() == starts.tolist()
+    else:
+        # Evenly: none has more than twice the documents of another that was divided too.
+        parts = [
+            size
+            for size, whole in zip(sizes, np.repeat(block_sizes, np.histogram(finer[:-1], starts)[0]), strict=True)
+            if size < whole
+        ]
+        assert not parts or max(sizes) <= 2 * min(parts)
+
+
+def test_finer_blocks_of_one_and_of_many() -> None:
+    one = finer_blocks(np.array([0, 50_000]), num_lanes=64, num_bytes=8 * 10**6)
+    sizes = np.diff(one)
+    assert set(sizes.tolist()) == {23, 24}
+    assert 2048 <= len(sizes) < 2200
+    assert np.diff(finer_blocks(np.array([0, 30, 50]), num_lanes=64, num_bytes=1)).tolist() == [1] * 50
+    enough = np.arange(0, 20_481, 10)
+    assert finer_blocks(enough, num_lanes=64, num_bytes=10**9) is enough
+    # 2048 blocks of 16 MB are divided by four.
+    assert len(finer_blocks(enough, num_lanes=64, num_bytes=2048 << 24)) - 1 == 4 * 2048
 
 
 def test_groups_are_as_large_as_memory_is_for() -> None:

@@ -30,6 +30,24 @@ def test_files_are_sources_named_like_the_files(data: Path) -> None:
     assert request.origin.startswith(str(data / "a.jsonl"))
 
 
+def test_a_path_with_an_equals_sign_is_a_path(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "year=2024").mkdir()
+    (data / "year=2024" / "x.jsonl").write_text('{"text": "x"}\n')
+    monkeypatch.chdir(data)
+    request = read_request(Files(locations=("year=2024/x.jsonl", "old=year=2024/x.jsonl", "year=2024")), Work())
+    assert {name: source.path for name, source in request.config.sources.items()} == {
+        "x": str(data / "year=2024/x.jsonl"),
+        "old": str(data / "year=2024/x.jsonl"),
+        "year=2024": str(data / "year=2024"),
+    }
+
+
+def test_a_source_is_called_like_the_folder_that_is_meant(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data / "sub")
+    request = read_request(Files(locations=(".", "../sub/../sub")), Work())
+    assert list(request.config.sources) == ["sub", "sub-2"]
+
+
 def test_settings_of_files(data: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     files = Files(locations=("a.jsonl",), kind="prompt", prompt_field="q", response_field="a", template="Q: {q}")

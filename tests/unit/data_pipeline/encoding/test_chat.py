@@ -234,7 +234,7 @@ def test_where_the_template_comes_from(json_folder: Path, tmp_path: Path) -> Non
         ChatTemplateError, match=r"there is no chat template beside the tokenizer .* name a Jinja file in"
     ):
         ChatTemplate(tokenizer)
-    chat = [{"role": "assistant", "content": "x"}]
+    chat: Messages = [{"role": "assistant", "content": "x"}]
     named = [{"name": "rag", "template": "1"}, {"name": "default", "template": "2" + CHATML}]
     write_config(tmp_path, named)
     assert ChatTemplate(load_tokenizer(tmp_path)).render(chat)[0].startswith("2<")

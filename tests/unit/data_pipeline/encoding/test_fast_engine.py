@@ -148,6 +148,31 @@ def test_documents_of_the_run_are_compared_too(tokenizer_path: Path, monkeypatch
     assert tokenizer.check_engine(["what?"]) == []
 
 
+@pytest.mark.parametrize("failure", ["text", "building"])
+def test_an_engine_that_fails_in_the_run_is_left_for_the_reference(
+    tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: str
+) -> None:
+    tokenizer = SentencePieceTokenizer(tokenizer_path)
+    builds = iter([Letters])
+    build = Letters if failure == "text" else lambda: next(builds)()
+    monkeypatch.setattr(reference_tokenizer, "installed_version", lambda: "quick 1.0")
+    monkeypatch.setattr(reference_tokenizer, "TRICKY_TEXTS", ())
+    monkeypatch.setattr(tokenizer, "build_fast_engine", lambda: FastEngine(build, []))
+    tokenizer.use_fast_engine()
+    assert tokenizer.encode("the") == [ord(letter) for letter in "the"]
+    if failure == "building":
+        assert tokenizer._fast is not None
+        tokenizer._fast._left = -1
+    text = "the dog?"
+    for _ in range(2):
+        assert tokenizer.encode(text) == tokenizer.reference_ids(text).tolist()
+    assert tokenizer.engine.startswith("sentencepiece")
+    why = "panicked" if failure == "text" else "StopIteration"
+    assert tokenizer.engine_note == f"quick 1.0 failed ({why}), so it is used no more in this run"
+    (record,) = caplog.records
+    assert record.getMessage() == f"{tokenizer.engine_note}; {tokenizer.engine} encodes on, more slowly"
+
+
 def test_without_the_library_the_reference_encodes(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_tokenizer, "installed_version", lambda: None)
     tokenizer = load_tokenizer(tokenizer_path)

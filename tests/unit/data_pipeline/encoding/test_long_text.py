@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding import sentencepiece_tokenizer
 from data_pipeline.encoding.long_text import Cutter
 from data_pipeline.encoding.sentencepiece_model import Piece, PieceKind, SentencePieceModel, parse_model
 from data_pipeline.encoding.sentencepiece_tokenizer import SentencePieceTokenizer
+from data_pipeline.stream.token_stream import TokenStream
 from tests.unit.data_pipeline.encoding.test_tokenizer import LLAMA
 
 needs_llama = pytest.mark.skipif(not LLAMA.is_file(), reason="the Llama tokenizer is not beside the repository")
@@ -65,6 +70,31 @@ def test_a_long_text_is_encoded_in_parts(tokenizer_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tokenizer._cutter, "parts", lambda text: Cutter(tokenizer._model).parts(text, 50))
     assert tokenizer.reference_ids(text).tolist() == whole(text).tolist()
     assert max(seen) < 100
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("kind", ["text", "run"])
+def test_a_stream_has_the_ids_of_a_huge_document(
+    tokenizer_path: Path, tmp_path: Path, kind: str, engine: Literal["auto", "reference"]
+) -> None:
+    import sentencepiece
+
+    # Two E are side by side in a piece, so a run of them cannot be cut.
+    text = "the quick brown fox\njumps over the lazy dog. " * 70_000 if kind == "text" else "E" * 1_000_000
+    assert (len(list(SentencePieceTokenizer(tokenizer_path)._cutter.parts(text))) == 1) == (kind == "run")
+    path = tmp_path / "huge.jsonl"
+    path.write_text(json.dumps({"text": text}) + "\n")
+    config = DataConfig(
+        sources={"huge": SourceConfig(path=str(path))},
+        tokenizer=tokenizer_path,
+        tokenizer_engine=engine,
+        seq_len=4096,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+    expected = [processor.bos_id(), *processor.encode(text), processor.eos_id()]
+    with TokenStream(config, num_lanes=1, lanes=range(1), seed=0) as stream:
+        rows = [next(stream).input_ids for _ in range(-(-len(expected) // config.seq_len))]
+    assert np.concatenate(rows)[: len(expected)].tolist() == expected
 
 
 def test_cuts_are_between_characters_that_no_piece_joins() -> None:

@@ -27,8 +27,9 @@ mixtures = st.lists(st.tuples(sets, st.sampled_from([0.1, 0.3, 1.0, 2.5])), min_
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 40 rows at most, that end with an epoch from 20 on."""
+    """Windows of 40 rows or 60 examples at most, that end with an epoch from 20 rows on."""
     monkeypatch.setattr(best_fit, "WINDOW_ROWS", 40)
+    monkeypatch.setattr(best_fit, "WINDOW_EXAMPLES", 60)
     monkeypatch.setattr(best_fit, "MIN_ROWS", 20)
 
 
@@ -122,7 +123,7 @@ def test_any_anchor_gives_the_same_rows(mixture: list[tuple[list[int], float]], 
         assert anchor == expected.anchor(at)
         assert anchor["first_row"] <= at
         order = make_order(mixture, seed)
-        order.load_anchor(anchor)
+        order.load_anchor(anchor, at)
         assert order.anchor(at) == anchor
     assert [order.row(at + i) for i in (70, 0, 3, 0)] == [expected.row(at + i) for i in (70, 0, 3, 0)]
 
@@ -209,15 +210,72 @@ def test_released_rows_are_gone_and_others_are_not() -> None:
         order.row(0)
 
 
+def test_releasing_makes_no_window_and_can_be_repeated() -> None:
+    order, expected = make_order([([5, 9, 33, 60], 1.0)]), make_order([([5, 9, 33, 60], 1.0)])
+    order.release(500)
+    assert not order._windows
+    assert order.row(500) == expected.row(500)
+    order.release(500)
+    order.release(3)
+    assert len(order._windows) == 1
+    assert order.row(500) == expected.row(500)
+
+
 def test_an_anchor_makes_no_window_when_it_is_loaded() -> None:
     expected = make_order([([5, 9, 33, 60], 1.0)])
     anchor = expected.anchor(150)
     order = make_order([([5, 9, 33, 60], 1.0)])
-    order.load_anchor(anchor)
+    order.load_anchor(anchor, 150)
     assert order.anchor(anchor["first_row"]) == anchor
     assert not order._windows
     order.row(150)
     assert len(order._windows) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"first_row": None}, "other values than integers"),
+        ({"first_row": -1}, "other values than integers"),
+        ({"first_row": True}, "other values than integers"),
+        ({"first_row": 151}, "starts at row 151, behind row 150, which is next"),
+        ({"places": None}, "lacks a part or has one of another kind"),
+        ({"places": 3}, "lacks a part or has one of another kind"),
+        ({"places": ["7"]}, "other values than integers"),
+        ({"places": [1 << 62]}, "other values than integers"),
+        ({"places": [9, 9]}, "is not of 1 sources"),
+        ({"tokens": []}, "is not of 1 sources"),
+        ({"tokens": [1.5]}, "other values than integers"),
+        ({"carried": [3]}, "lacks a part or has one of another kind"),
+        ({"carried": [[], []]}, "is not of 1 sources"),
+        ({"carried": [[0]]}, "carries examples that there are not"),
+        ({"carried": [[1, 1]]}, "carries examples that there are not"),
+        ({"places": [4], "carried": [[5]]}, "carries examples that there are not"),
+    ],
+)
+def test_a_damaged_anchor_is_refused_and_changes_nothing(changes: dict[str, Any], reason: str) -> None:
+    order, expected = make_order([([5, 9, 33, 60], 1.0)]), make_order([([5, 9, 33, 60], 1.0)])
+    with pytest.raises(ValueError, match=reason):
+        order.load_anchor(expected.anchor(150) | changes, 150)
+    assert [order.row(number) for number in range(50)] == [expected.row(number) for number in range(50)]
+
+
+@pytest.mark.parametrize("anchor", [None, 3, "x", [], {}, {"first_row": 0}])
+def test_what_is_no_anchor(anchor: Any) -> None:
+    with pytest.raises(ValueError, match="lacks a part or has one of another kind"):
+        make_order([([5], 1.0)]).load_anchor(anchor, 0)
+
+
+def test_a_carried_example_without_tokens_is_damage() -> None:
+    order = make_order([([0, 5], 1.0)])
+    anchors = [{"first_row": 0, "places": [2], "tokens": [5], "carried": [[back]]} for back in (1, 2)]
+    refused = 0
+    for anchor in anchors:
+        try:
+            order.load_anchor(anchor, 0)
+        except ValueError:
+            refused += 1
+    assert refused == 1
 
 
 def test_a_source_without_examples_is_an_error() -> None:
@@ -240,3 +298,18 @@ def test_fill_and_anchor_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = sum(int(lengths[ref.source][ref.number]) for number in range(600) for ref in order.row(number))
     assert tokens / (600 * 4096) >= 0.995
     assert all(len(json.dumps(order.anchor(number))) < 2048 for number in range(0, 1200, 50))
+
+
+@pytest.mark.parametrize(("seq_len", "longest"), [(131_072, 700), (131_072, 30), (16_384, 500)])
+def test_windows_of_long_rows_are_bounded_in_examples_and_full(
+    monkeypatch: pytest.MonkeyPatch, seq_len: int, longest: int
+) -> None:
+    monkeypatch.undo()
+    order = make_order([(np.random.default_rng(0).integers(1, longest, 300_000).tolist(), 1.0)], seq_len=seq_len)
+    for _ in range(2):
+        order._make_window()
+    for window in order._windows:
+        examples, rows = sum(map(len, window)), len(window)
+        # Up to so many examples, or as many as MIN_ROWS rows hold.
+        assert rows <= best_fit.MIN_ROWS + 1 or examples <= best_fit.WINDOW_EXAMPLES + 1.1 * examples / rows
+        assert sum(taken.length for row in window for taken in row) >= 0.995 * rows * seq_len

@@ -60,6 +60,16 @@ def test_skippable_frames_are_skipped_and_incompressible_blocks_are_followed() -
     assert list(framed.lines(io.BytesIO(data), "a.jsonl.zst")) == [noise] * 3 + [b" " * 300_000 + b"{}\n"]
 
 
+def test_an_empty_frame_holds_no_document() -> None:
+    empty = zstandard.ZstdCompressor().compress(b"")
+    first, last = (zstandard.ZstdCompressor().compress(content) for content in (LINES[0], LINES[1].rstrip(b"\n")))
+    data = empty + first + empty + last + empty
+    assert [documents for *_, documents in scan(data)] == [1, 1]
+    assert list(framed.lines(io.BytesIO(data), "a.jsonl.zst")) == [LINES[0], LINES[1].rstrip(b"\n")]
+    with pytest.raises(MustBeRewritten):
+        scan(last + empty + first)
+
+
 def test_files_that_must_be_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"".join(LINES)
     stream = io.BytesIO()

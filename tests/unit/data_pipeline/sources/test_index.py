@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +68,27 @@ def test_an_index_is_for_one_version_and_a_new_one_replaces_it(tmp_path: Path) -
     assert kept_index([Place(tmp_path, "b.jsonl")], STAT) is None
     second = keep(tmp_path, Stat(101, "1"), 4)
     assert kept_index([place], Stat(101, "1")) == second
-    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl.json", second.extents_path.name}
+    # A run that began with the first may map it only now.
+    assert len(first.extents) == 3
+    third = keep(tmp_path, Stat(102, "1"), 5)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.jsonl.json",
+        *(index.extents_path.name for index in (first, second, third)),
+    }
+
+
+def test_the_newest_replaced_arrays_are_kept(tmp_path: Path) -> None:
+    other = write_index(Place(tmp_path, "a"), STAT, iter([]), lambda: "x")
+    copy = Place(tmp_path, "a.jsonl").copy(STAT)
+    copy.touch()
+    kept = []
+    for size in range(8):
+        index = keep(tmp_path, Stat(size, "1"))
+        os.utime(index.extents_path, (size, size))
+        kept.append(index)
+    assert [index.size_on_disk > 0 for index in kept] == [False] * 4 + [True] * 4
+    assert other.size_on_disk > 0
+    assert not copy.exists()
 
 
 def test_a_damaged_index_is_told_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -76,7 +98,13 @@ def test_a_damaged_index_is_told_and_not_used(tmp_path: Path, caplog: pytest.Log
     flipped = bytearray(arrays)
     flipped[-1] ^= 1
     damages: list[tuple[Path, bytes]] = [(description, damage) for damage in (b"", b"[1]", b'{"schema": 1', b"\xff")]
-    damages += [(description, whole.replace(b'"documents": 3', b'"documents": "x"'))]
+    damages += [
+        (description, whole.replace(b'"documents": 3', b'"documents": ' + wrong)) for wrong in (b'"x"', b"4", b"1e999")
+    ]
+    damages += [
+        (description, whole.replace(b'"size": 100', b'"size": ' + wrong)) for wrong in (b"1e999", b"NaN", b"[]")
+    ]
+    damages += [(description, b"[" * 100_000)]
     damages += [(extents, damage) for damage in (b"", b"half", arrays[:-1], bytes(flipped))]
     for path, damage in damages:
         description.write_bytes(whole)
@@ -139,6 +167,7 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert beside == Place(tmp_path / ".index", "a.jsonl")
     assert far.stem.startswith("a.jsonl.")
     assert far != index_places(str(tmp_path / "b" / "a.jsonl"), "a.jsonl", None)[1]
+    assert index_places("/\udcff/a.jsonl", "a.jsonl", tmp_path)[0].folder == tmp_path / "index"
     monkeypatch.chdir(tmp_path)
     assert index_places("a.jsonl", "a.jsonl", None)[1] == far
 
@@ -146,5 +175,11 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_can_write(tmp_path: Path) -> None:
     assert can_write(tmp_path / "new" / "folder") is None
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+    for name in (".a.jsonl.0123.npy.x7", ".new.npy.x7", "a.npy"):
+        (tmp_path / name).touch()
+        if "new" not in name:
+            os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
+    assert can_write(tmp_path) is None
+    assert {path.name for path in tmp_path.iterdir()} == {".new.npy.x7", "a.npy", "new"}
     (tmp_path / "file").touch()
     assert can_write(tmp_path / "file" / "folder") == f"{tmp_path}/file/folder: Not a directory"

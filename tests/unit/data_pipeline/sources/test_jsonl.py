@@ -83,6 +83,11 @@ def test_a_damaged_line_says_why(line: bytes, reason: str) -> None:
     assert found.endswith("write it again or remove it") or "object" in found
 
 
+def test_a_number_of_more_digits_than_can_be_read() -> None:
+    line = b'{"text": "a", "n": ' + b"7" * 5000 + b"}"
+    assert jsonl.parse_line(line) == "has a number of more than 4,300 digits; correct it or remove it"
+
+
 def test_lines_at() -> None:
     data = b"a\n\nb\nc"
     assert jsonl.lines_at(io.BytesIO(data), [0, 2, 3, 5]) == [0, 1, 2, 3]

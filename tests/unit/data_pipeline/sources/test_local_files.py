@@ -51,7 +51,7 @@ def test_data_files_and_stat(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12")
     files = LocalFiles()
-    assert files.data_files(str(tmp_path)) == [str(tmp_path / name) for name in ("a.parquet", "b.jsonl", "e/f.txt")]
+    assert files.data_files(str(tmp_path)) == [str(tmp_path / name) for name in ("a.parquet", "b.jsonl")]
     assert files.data_files(str(tmp_path / "c.md")) == [str(tmp_path / "c.md")]
     os.utime(tmp_path / "b.jsonl", ns=(0, 5))
     assert files.stat(str(tmp_path / "b.jsonl")) == (2, "5")

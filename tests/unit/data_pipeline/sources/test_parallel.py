@@ -49,7 +49,9 @@ def test_little_work_starts_no_process() -> None:
 
 def test_a_dead_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "WORTH_PROCESSES", 0)
-    with pytest.raises(DataError, match=r"a worker process that read the files died .*fewer workers.*is kept"):
+    with pytest.raises(
+        DataError, match=r"one of those that read the files, ended with code 3; .*fewer workers.*is kept"
+    ):
         list(run_jobs(die, [1, 2, 3], workers=2, what="w", size=6, progress=None))
 
 

@@ -129,28 +129,28 @@ def test_where_documents_are(tmp_path: Path) -> None:
     lines = b'\n{"text": "a"}\n\n \n{"text": "b"}\r\n{"text": "c"}'
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "c.txt").write_text("d")
     source = open_at(tmp_path)
-    assert all_records(source) == [{"text": text} for text in "abcabcd"]
-    assert [source.where(number) for number in range(7)] == [
+    assert all_records(source) == [{"text": text} for text in "abcabc"]
+    assert [source.where(number) for number in range(6)] == [
         f"{tmp_path}/a.jsonl, line 2 (byte 1)",
         f"{tmp_path}/a.jsonl, line 5 (byte 18)",
         f"{tmp_path}/a.jsonl, line 6 (byte 33)",
         f"{tmp_path}/b.jsonl.gz, line 2",
         f"{tmp_path}/b.jsonl.gz, line 5",
         f"{tmp_path}/b.jsonl.gz, line 6",
-        f"{tmp_path}/sub/c.txt",
     ]
     (tmp_path / "a.jsonl").unlink()
     assert source.where(1) == f"{tmp_path}/a.jsonl, record 2 (byte 18)"
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    (tmp_path / "texts" / "sub" / "c.txt").write_text("d")
+    assert open_at(tmp_path / "texts").where(0) == f"{tmp_path}/texts/sub/c.txt"
 
 
 def test_damaged_records_come_as_errors_in_their_places(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n{"text": "\xff"}\n{"text": "b"}\n{"text": "c')
-    (tmp_path / "b.txt").write_bytes(b"\xff")
     source = open_at(tmp_path)
-    records = all_records(source)
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    records = all_records(source) + all_records(open_at(tmp_path / "b.txt"))
     assert [record if isinstance(record, dict) else str(record).split(" (")[0] for record in records] == [
         {"text": "a"},
         "is not valid JSON",
@@ -182,9 +182,18 @@ def replace(path: Path) -> None:
     path.write_bytes(content)
 
 
+def write_anew(path: Path) -> None:
+    flip(path)
+    os.utime(path, ns=(0, 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            write_anew,
+            r"line 2 \(byte 16\) was changed since it was indexed \(the file was written anew, with as many bytes as before\); ",
+        ),
         (
             flip,
             r"line 2 \(byte 16\) is not as it was indexed: its checksum differs.* the storage is damaged: restore .* sha256 was",

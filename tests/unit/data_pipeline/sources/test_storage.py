@@ -166,8 +166,12 @@ def test_a_missing_package_and_an_unknown_protocol_are_told(monkeypatch: pytest.
         "faraway", "no_such_package.Files", clobber=True, errtxt="Install far-fs to reach it"
     )
     with pytest.raises(
-        DataError, match=r"faraway://a needs a package that is not installed: Install far-fs to reach it"
+        DataError,
+        match=r"faraway://a needs a package that is not installed: Install far-fs to reach it; install it with pip",
     ):
+        RemoteFiles(None, 0).stat("faraway://a")
+    monkeypatch.setitem(storage._PACKAGES, "faraway", "far-fs near-fs")
+    with pytest.raises(DataError, match=r"to reach it; pip install far-fs near-fs"):
         RemoteFiles(None, 0).stat("faraway://a")
     with pytest.raises(DataError, match=r"nowhere://a is no URL that can be read .*fsspec knows .*s3"):
         RemoteFiles(None, 0).data_files("nowhere://a")
@@ -197,6 +201,8 @@ def test_the_version_is_what_tells_most(info: dict[str, Any], version: str) -> N
 FOLDERS = {
     "one level": ["b.jsonl", "a.parquet", "c.jsonl.zst", "notes.md", ".hidden.jsonl", "deeper/d.jsonl"],
     "texts": ["z.txt", "a/b.txt", "a.b/c.txt", "a/c/.x/d.txt", ".git/e.txt"],
+    "text beside others": ["LICENSE.txt", "c.jsonl", "notes/a.txt"],
+    "text beside mds splits": ["LICENSE.txt", "train/index.json", "train/shard.00000.mds"],
     "mds": ["index.json", "shard.00000.mds", "a.jsonl"],
     "mds splits": ["train/index.json", "val/index.json", "train/shard.00000.mds", ".cache/index.json"],
 }

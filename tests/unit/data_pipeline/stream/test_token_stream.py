@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.demo.tokenizer import train_tokenizer
@@ -18,6 +20,7 @@ from data_pipeline.encoding.tokenizer import TokenizerError
 from data_pipeline.order import Permutation, source_seed
 from data_pipeline.packing import best_fit
 from data_pipeline.sources.errors import DataError
+from data_pipeline.sources.shard import Shard
 from data_pipeline.sources.source import Source
 from data_pipeline.stream.opening import open_data
 from data_pipeline.stream.token_stream import PADDING, Row, StreamStateError, TokenStream, merge_states
@@ -161,30 +164,82 @@ def test_examples_are_whole_and_padding_is_a_document_of_its_own(tmp_path: Path,
     assert padded
 
 
-def test_reading_documents_one_by_one_gives_the_same_rows(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of many documents, however many lanes there are."""
     monkeypatch.setattr("data_pipeline.sources.source.BLOCKS", 3)
+    monkeypatch.setattr("data_pipeline.order.BLOCKS_PER_LANE", 0)
+
+
+@pytest.mark.usefixtures("large_blocks")
+def test_less_memory_gives_the_same_rows(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = plain(stream_of(config), 300)
-    reads: list[int] = []
-    records = Source.records
-    monkeypatch.setattr(Source, "records", lambda self, a, b: reads.append(b - a) or records(self, a, b))
-    monkeypatch.setattr("data_pipeline.stream.token_stream._MAX_KEPT_BYTES", 100)
-    stream = stream_of(config)
+    reads = counted_reads(monkeypatch)
+    assert plain(stream_of(config), 300) == expected
+    enough = len(reads)
+    monkeypatch.setattr("data_pipeline.stream.token_stream._MAX_KEPT_BYTES", 2 * NUM_LANES * 2000)
     reads.clear()
-    assert plain(stream, 300) == expected
-    assert set(reads) == {1}
+    assert plain(stream_of(config), 300) == expected
+    some = len(reads)
+    monkeypatch.setattr("data_pipeline.stream.token_stream._MAX_KEPT_BYTES", 0)
+    reads.clear()
+    assert plain(stream_of(config), 300) == expected
+    assert enough < some < len(reads), "the less is kept, the more often it is read"
 
 
+@pytest.mark.usefixtures("large_blocks")
 def test_a_block_is_one_read(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipeline.sources.source.BLOCKS", 3)
     data = open_data(config, workers=0)
-    reads: list[tuple[int, int]] = []
-    records = Source.records
-    monkeypatch.setattr(Source, "records", lambda self, a, b: reads.append((a, b)) or records(self, a, b))
+    reads = counted_reads(monkeypatch)
     stream = stream_of(config, range(1), data=data)
     seen = {(d.source, d.epoch, d.number) for row in islice(stream, 400) for d in row.documents}
     assert len(reads) < len(seen) / 2
     blocks = {pair for source in data.sources for pair in pairwise(source.block_starts.tolist())}
     assert set(reads) <= blocks
+
+
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What is read from now on, as (start, stop)."""
+    reads: list[tuple[int, int]] = []
+    records = Source.records
+    monkeypatch.setattr(
+        Source, "records", lambda self, a, b, kept=None: reads.append((a, b)) or records(self, a, b, kept)
+    )
+    return reads
+
+
+@pytest.fixture
+def one_row_group(tmp_path: Path, tokenizer_path: Path) -> DataConfig:
+    """5000 documents of equal length, all in one extent."""
+    pq.write_table(pa.table({"text": [f"document {number:04}" for number in range(5000)]}), tmp_path / "one.parquet")
+    return DataConfig(
+        sources={"a": SourceConfig(path=str(tmp_path / "one.parquet"))}, tokenizer=tokenizer_path, seq_len=16
+    )
+
+
+def test_the_first_documents_of_one_extent_are_different(one_row_group: DataConfig) -> None:
+    lanes = 64
+    stream = TokenStream(one_row_group, num_lanes=lanes, lanes=range(lanes), seed=5)
+    starts: list[tuple[int, int]] = []
+    while len(starts) < 5000:
+        starts += [(d.number, d.epoch) for d in next(stream).documents if d.offset == 0]
+    assert len({number for number, _ in starts[:5000]}) > 0.95 * 5000
+    assert {epoch for _, epoch in starts} <= {0, 1}
+
+
+def test_lanes_share_what_is_decoded(one_row_group: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = Shard.decode
+    data = open_data(one_row_group, workers=0)
+    monkeypatch.setattr(Shard, "decode", lambda self, number, raw: decoded.append(number) or decode(self, number, raw))
+    stream = stream_of(one_row_group, data=data)
+    expected = plain(stream, 400)
+    assert decoded == [0]
+    stream.close()
+    # As little memory as there may be: what a lane keeps of a block is decoded once for all of it.
+    monkeypatch.setattr("data_pipeline.stream.token_stream._MAX_KEPT_BYTES", 0)
+    assert plain(stream_of(one_row_group, data=data), 400) == expected
+    assert decoded == [0, 0], "the last extent is kept, and serves one document after the other"
 
 
 def test_state_is_small_and_does_not_grow(config: DataConfig) -> None:
@@ -200,9 +255,7 @@ def test_state_is_small_and_does_not_grow(config: DataConfig) -> None:
 
 def test_resume_reads_no_more_later(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_data(config, workers=0)
-    reads: list[int] = []
-    records = Source.records
-    monkeypatch.setattr(Source, "records", lambda self, a, b: reads.append(a) or records(self, a, b))
+    reads = counted_reads(monkeypatch)
     stream = stream_of(config, range(1), data=data)
     list(islice(stream, 400))
     read_by_400_rows = len(reads)
@@ -255,6 +308,68 @@ def test_resume_packs_no_more_later(tmp_path: Path, tokenizer_path: Path, monkey
     assert rows == plain(stream, 1)
 
 
+def many_examples(folder: Path, tokenizer: Path) -> DataConfig:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"the {n}", "response": "a dog"}) + "\n" for n in range(2000)))
+    source = SourceConfig(path=str(path), kind="prompt")
+    return DataConfig(sources={"pairs": source}, tokenizer=tokenizer, seq_len=64)
+
+
+@pytest.mark.parametrize("text_weight", [0.0, 20.0])
+def test_few_windows_are_held_however_many_lanes_others_have(
+    tmp_path: Path, write_jsonl: Write, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch, text_weight: float
+) -> None:
+    monkeypatch.setattr(best_fit, "WINDOW_ROWS", 40)
+    config = many_examples(tmp_path, tokenizer_path)
+    if text_weight:
+        path = write_jsonl(tmp_path / "text.jsonl", ["the lazy dog"] * 50)
+        config = replace(config, sources=config.sources | {"text": SourceConfig(path=str(path), weight=text_weight)})
+    made: list[int] = []
+    make = best_fit.PackedOrder._make_window
+    monkeypatch.setattr(best_fit.PackedOrder, "_make_window", lambda self: made.append(1) or make(self))
+    stream = stream_of(config, range(3, 6), num_lanes=256)
+    held = []
+    for _ in islice(stream, 900 if text_weight else 90):
+        assert stream._examples is not None
+        held.append(len(stream._examples.order._windows))
+    assert len(made) > 50
+    # Lanes of the same step, of which one has had its row and the other has not: 256 rows.
+    assert max(held) <= 256 / 32 + 2
+
+
+@pytest.mark.parametrize(
+    ("anchor", "reason"),
+    [
+        (None, "lacks a part"),
+        ({}, "lacks a part"),
+        ({"places": "x"}, "has other values than integers"),
+        ({"tokens": [None]}, "has other values than integers"),
+        ({"first_row": 10_000}, "starts at row 10000, behind row 400, which is next"),
+        ({"places": [1, 1], "tokens": [1, 1], "carried": [[], []]}, "is not of 1 sources of examples"),
+        ({"carried": [[10**6]]}, "carries examples that there are not"),
+    ],
+)
+def test_a_state_with_a_damaged_anchor_is_refused_whole(
+    tmp_path: Path, tokenizer_path: Path, anchor: dict[str, Any] | None, reason: str
+) -> None:
+    config = many_examples(tmp_path, tokenizer_path)
+    data = open_data(config, workers=0)
+    source = stream_of(config, data=data)
+    list(islice(source, 400))
+    state = json.loads(json.dumps(source.state_dict()))
+    stream, untouched = stream_of(config, data=data), stream_of(config, data=data)
+    assert plain(stream, 20) == plain(untouched, 20)
+    with pytest.raises(
+        StreamStateError, match=rf"is damaged \(its anchor {reason}.*\); resume from an earlier checkpoint"
+    ):
+        stream.load_state_dict(state | {"anchor": state["anchor"] | anchor if anchor else anchor})
+    del state["anchor"]
+    with pytest.raises(StreamStateError, match="its anchor lacks a part"):
+        stream.load_state_dict(state)
+    assert stream.state_dict() == untouched.state_dict()
+    assert plain(stream, 100) == plain(untouched, 100)
+
+
 def test_fewer_documents_than_lanes(tmp_path: Path, write_jsonl: Write, tokenizer_path: Path) -> None:
     config = one_source(write_jsonl(tmp_path / "a.jsonl", ["the dog", "the fox", ""]), tokenizer_path)
     rows = plain(stream_of(config, range(20), num_lanes=20), 100)
@@ -295,6 +410,9 @@ def test_going_to_an_epoch_of_examples(tmp_path: Path, tokenizer_path: Path) -> 
     resumed = stream_of(config)
     resumed.load_state_dict(begun)
     assert plain(resumed, 20) == plain(stream, 20)
+    # And back, where rows have been let go.
+    stream.go_to_epoch(0)
+    assert plain(stream, 20) == plain(stream_of(config), 20)
 
 
 def test_a_source_with_only_empty_documents(tmp_path: Path, write_jsonl: Write, tokenizer_path: Path) -> None:
@@ -380,6 +498,7 @@ def test_a_state_of_another_stream_is_refused_with_the_part(
         ),
     }
     monkeypatch.setattr("data_pipeline.sources.source.BLOCKS", 4)
+    monkeypatch.setattr("data_pipeline.order.BLOCKS_PER_LANE", 0)
     streams["sources.code.blocks: saved"] = stream_of(config)
     for message, stream in streams.items():
         with pytest.raises(StreamStateError) as caught:

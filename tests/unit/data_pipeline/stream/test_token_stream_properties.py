@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet as pq
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.stream.opening import OpenedData, open_data
@@ -63,6 +66,21 @@ def example_file(path: Path, count: int) -> SourceConfig:
     return SourceConfig(path=str(path), kind="prompt")
 
 
+def split_files(folder: Path) -> dict[str, SourceConfig]:
+    """Texts in extents of many documents each, which the lanes read parts of."""
+    random = np.random.default_rng(7)
+    counts = {"rows.parquet": 70, "frames.jsonl.gz": 30}
+    for name, count in counts.items():
+        texts = [words(random, 0, 15) for _ in range(count)]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.lines").write_text(lines)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"text": texts}), folder / name, row_group_size=40)
+        else:
+            (folder / name).write_bytes(gzip.compress(lines.encode()))
+    return {name: SourceConfig(path=str(folder / name), weight=float(count)) for name, count in counts.items()}
+
+
 def configurations(folder: Path, tokenizer: Path) -> dict[str, DataConfig]:
     code, prose = text_file(folder / "code.jsonl", 61), text_file(folder / "prose.jsonl", 13)
     tasks, chats = example_file(folder / "tasks.jsonl", 90), example_file(folder / "chats.jsonl", 25)
@@ -71,6 +89,7 @@ def configurations(folder: Path, tokenizer: Path) -> dict[str, DataConfig]:
     sources = {
         "text": {"code": replace(code, weight=3.0), "prose": prose},
         "tiny": {"tiny": tiny},
+        "split": split_files(folder),
         "bad": {"bad": bad, "prose": replace(prose, weight=0.3)},
         "examples": {"tasks": tasks, "chats": replace(chats, weight=0.5)},
         "both": {"tasks": tasks, "code": replace(code, weight=0.7), "chats": chats, "prose": prose},
@@ -82,20 +101,21 @@ def configurations(folder: Path, tokenizer: Path) -> dict[str, DataConfig]:
     return configs | {"cached": replace(configs["bad"], token_cache=True)}
 
 
-SCENARIOS = ["text", "tiny", "bad", "examples", "both", "cached"]
+SCENARIOS = ["text", "tiny", "split", "bad", "examples", "both", "cached"]
 
 
 @pytest.fixture(scope="module")
-def scenarios(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> dict[str, Scenario]:
+def scenarios(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Iterator[dict[str, Scenario]]:
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         # So that small data have blocks of several documents.
         patch.setattr("data_pipeline.sources.source.BLOCKS", 24)
+        patch.setattr("data_pipeline.order.BLOCKS_PER_LANE", 1)
         for name, config in configurations(tmp_path_factory.mktemp("data"), tokenizer_path).items():
             data = open_data(config, workers=0)
             assert all(len(source.block_starts) > 1 for source in data.sources)
             made[name] = Scenario(data)
-    return made
+        yield made
 
 
 def split_lanes(ranks: int) -> list[range]:
@@ -200,7 +220,10 @@ def test_ranks_that_stopped_amid_a_step_are_ended_first(scenarios: dict[str, Sce
 def oracle_tokens(scenario: Scenario, source: int, number: int) -> list[int]:
     """The tokens of a document of text, from the file."""
     config = scenario.data.sources[source].config
-    line = Path(str(config.path)).read_text().splitlines()[number]
+    path = Path(str(config.path))
+    # The lines of other files are beside them.
+    lines = path if path.suffix == ".jsonl" else path.with_name(f"{path.name}.lines")
+    line = lines.read_text().splitlines()[number]
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError):

@@ -114,6 +114,17 @@ class TestRows:
                 assert second.state_dict() == expected.state_dict()
                 assert values(take(second, 15)) == values(take(expected, 15))
 
+    def test_are_packed_by_the_workers_alone(self, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        with plain(data) as expected, ahead(data) as stream:
+            take(expected, NUM_LANES * 5)
+            state = expected.state_dict()
+            monkeypatch.setattr("data_pipeline.packing.best_fit.PackedOrder._make_window", None)
+            take(stream, NUM_LANES * 5)
+            assert stream.state_dict() == state
+            stream.load_state_dict(state)
+            take(stream, NUM_LANES * 5)
+            stream.state_dict()
+
     def test_go_back_to_a_state_while_the_workers_are_ahead(self, data: DataConfig) -> None:
         with ahead(data) as stream:
             state = stream.state_dict()

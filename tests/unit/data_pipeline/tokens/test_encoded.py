@@ -221,10 +221,18 @@ def test_long_examples_are_dropped_or_cut(tmp_path: Path, letters: type[LetterEn
     assert contents(cut)[5] == ("abcdefgk", [False] * 7 + [True])
 
 
+def test_opening_long_examples_reads_none_of_them(
+    tmp_path: Path, letters: type[LetterEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_records(tmp_path / "a.jsonl", LONG)
+    monkeypatch.setattr(token_files.TokenFile, "example", lambda *_: pytest.fail("a document was read"))
+    for _ in range(2):
+        assert encode(settings_of(path, seq_len=8, too_long="cut")).lengths.tolist() == [4, 8, 0, 8, 8, 8]
+
+
 def test_the_first_token_is_no_target_to_keep(tmp_path: Path, letters: type[LetterEncoder]) -> None:
     path = write_records(tmp_path / "a.jsonl", [pair(0, 10)])
     assert encode(settings_of(path, seq_len=8, too_long="cut")).lengths.tolist() == [8]
-    assert not encoded._has_target(Example(np.array([1, 2]), np.array([True, False])))
 
 
 def damage(path: Path, at: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,31 @@ def test_whole_files_and_damaged_ones(path: Path) -> None:
     assert found(path) == ["is not as it was written; the next run makes it again"]
     path.with_suffix(".json").write_text("{")
     assert found(path) == ["has no description that can be read beside it; the next run makes it again"]
+
+
+def test_only_tokens_of_the_shards_that_are_asked_for(path: Path) -> None:
+    other = path.parents[1] / "other" / "0-1.tokens"
+    other.parent.mkdir()
+    write_token_file(other, [Example(np.arange(2, dtype=np.int32))], {"shard": "xyz"}, vocab_size=9, has_targets=False)
+    folder = path.parents[1]
+    assert token_files(folder) == [path, other]
+    assert token_files(folder, {"abc", "more"}) == [path]
+    assert token_files(folder, {"none"}) == []
+    second = path.with_name("3-4.tokens")
+    write_token_file(second, [], {"shard": "abc"}, vocab_size=9, has_targets=False)
+    path.with_suffix(".json").write_text("{")
+    assert token_files(folder, {"abc"}) == [path, second]
+
+
+def test_a_file_that_is_being_written_is_not_looked_at(path: Path) -> None:
+    path.with_name("3-4.tokens").write_bytes(b"par")
+    assert token_files(path.parents[1], {"abc"}) == [path]
+
+
+def test_a_file_of_another_version_is_no_damage(path: Path) -> None:
+    description = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(description | {"schema": 0}))
+    assert found(path) == []
 
 
 def test_folders(tmp_path: Path) -> None:

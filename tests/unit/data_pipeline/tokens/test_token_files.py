@@ -81,11 +81,40 @@ def test_examples_without_a_mask_are_all_targets(tmp_path: Path) -> None:
     assert read_all(tmp_path / "a.tokens") == [([7, 8, 9], [True, True, True])]
 
 
+def test_where_targets_begin_is_known_without_reading_documents(tmp_path: Path) -> None:
+    documents: list[Encoded] = [
+        example([1, 2, 3], [False, False, True]),
+        example([1, 2, 3], [True, True, True]),
+        example([1, 2, 3], [True, False, False]),
+        example([1], [True]),
+        example([1, 2]),
+        example([]),
+        BadRecordError("bad"),
+    ]
+    write(tmp_path / "a.tokens", documents)
+    file = open_token_file(tmp_path / "a.tokens", MADE_FROM)
+    assert file is not None
+    assert file.first_targets is not None
+    assert file.first_targets.tolist() == [2, 1, 3, 1, 1, 0, 0]
+    write(tmp_path / "b.tokens", [example([1, 2])], has_targets=False)
+    file = open_token_file(tmp_path / "b.tokens", MADE_FROM)
+    assert file is not None
+    assert file.first_targets is None
+
+
+def test_tokens_of_an_older_version_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.tokens"
+    write(path, [example([1])])
+    kept = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(kept | {"schema": 1}))
+    assert open_token_file(path, MADE_FROM) is None
+
+
 def test_the_description_tells_what_is_there(tmp_path: Path) -> None:
     bad = [DamagedRecordError(f"reason {i}") for i in range(150)]
     write(tmp_path / "a.tokens", [example([1, 2, 3]), example([]), *bad])
     kept = json.loads((tmp_path / "a.json").read_text())
-    assert (kept["schema"], kept["made_from"]) == (1, MADE_FROM)
+    assert (kept["schema"], kept["made_from"]) == (2, MADE_FROM)
     assert (kept["documents"], kept["tokens"], kept["bad_records"]) == (152, 3, 150)
     assert kept["first_bad_records"] == [[i + 2, f"reason {i}"] for i in range(100)]
 
