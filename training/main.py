@@ -14,7 +14,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import logging
 import os
+from typing import NoReturn
 
 from data_pipeline.errors import PipelineError
 from evals.errors import EvalError
@@ -151,5 +153,19 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     return EXIT_DONE
 
 
+def leave(code: int) -> NoReturn:
+    """Exit with `code`, once everything is closed and written.
+
+    Where torch was at work the interpreter is not torn down: threads of native libraries can abort that, and the launcher
+    would read their signal instead of the code. MPI wants its own end, which comes with the interpreter's.
+    """
+    if "training.engine" in sys.modules and "mpi4py.MPI" not in sys.modules:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "is_torn_down"), [([], True), (["training.engine"], False), (["training.engine", "mpi4py.MPI"], True)]
+)
+def test_the_exit_code_does_not_depend_on_the_end_of_native_libraries(loaded: list[str], is_torn_down: bool) -> None:
+    program = (
+        "import atexit, sys, types\n"
+        "from training.main import leave\n"
+        f"sys.modules.update({{name: types.ModuleType(name) for name in {loaded!r}}})\n"
+        "atexit.register(print, 'torn down')\n"
+        "print('said')\n"
+        "leave(85)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 85, done.stderr
+    assert done.stdout.split("\n")[:-1] == ["said", *(["torn down"] if is_torn_down else [])]
