@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipeline.config import DataConfig
+from data_pipeline.mixture import integer_inverses
 from data_pipeline.packing.rows import PackedRow
 from data_pipeline.stream.example_rows import PADDING, ExampleRows
-from data_pipeline.stream.text_lane import RowDocument, TextLane, TextSource, counter_names, integer_inverses
+from data_pipeline.stream.text_lane import RowDocument, TextLane, TextSource, counter_names
 
 COUNTERS = ("text_rows", "example_rows", "example_tokens")
 """A lane's counters, before those of its text."""
