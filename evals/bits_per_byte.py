@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from evals.calibration import log_mean_exp
 from evals.config import TaskConfig
 from evals.documents import draw_documents
 from evals.estimators import ratio
@@ -51,3 +52,21 @@ def summarize(
     ]
     score, stderr = ratio([r["nll"] / math.log(2) for r in records], [r["bytes"] for r in records])
     return {"score": score, "stderr": stderr, "chance": None, "examples": records}
+
+
+def summarize_posterior(
+    task: TaskConfig, examples: Sequence[Example], draws: Sequence[Sequence[Sequence[float]]]
+) -> dict[str, Any]:
+    """Score the posterior predictive: a window's probability is its mean under the draws of weights.
+
+    log p(window) = log(mean_i exp(log p_i(window))), a mixture over whole windows: one draw writes all of a window.
+
+    Args:
+        task: the task (unused; all tasks share this signature).
+        examples: what `build` returned.
+        draws: for each draw, for each example, its rows' log-likelihoods in nats.
+    """
+    mixture = [
+        log_mean_exp([loglikelihoods[index] for loglikelihoods in draws]).tolist() for index in range(len(examples))
+    ]
+    return {"samples": len(draws), "score": summarize(task, examples, mixture)["score"]}

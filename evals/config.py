@@ -76,6 +76,9 @@ class EvalConfig:
     """Also score every this many optimizer steps; 0 = only first and last."""
     batch_rows: int = 8
     """Rows per forward on each rank. Changes speed and memory, not scores."""
+    posterior_samples: int = 0
+    """Also predict with the average over this many draws of the adapter's weights from its posterior (monteclora); 0 =
+    the posterior mean only. With k draws an evaluation takes k + 1 times as long."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field, message) for every value that cannot work; a task's fields are named tasks.<name>.<field>."""
@@ -83,6 +86,11 @@ class EvalConfig:
             yield "every_steps", f"{self.every_steps} is negative; use 0 for first and last only, or a number of steps"
         if self.batch_rows < 1:
             yield "batch_rows", f"{self.batch_rows} rows per forward cannot score anything; use 1 or more"
+        if self.posterior_samples < 0:
+            yield (
+                "posterior_samples",
+                f"{self.posterior_samples} is negative; use 0 for the posterior mean only, or a number of draws",
+            )
         for name, task in self.tasks.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 yield f"tasks.{name}", f"{name!r} cannot be a task's name; use letters, digits, _ and -"

@@ -3,6 +3,8 @@
 Questions are made from held-out text: a context, the tokens that really follow it, and as many tokens from each of
 several other documents. The model's choice is the continuation with the highest log-likelihood. All continuations have
 the same number of tokens, so their sums are compared as they are: dividing by token count would change nothing.
+Before the continuations are read, each is as likely as the others to be the true one, so by Bayes' rule the softmax over
+their log-likelihoods is the model's probability for each.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from evals import calibration
 from evals.config import TaskConfig, choice_fits
 from evals.documents import draw_documents
 from evals.errors import EvalError
@@ -117,15 +122,79 @@ def summarize(
 ) -> dict[str, Any]:
     """Score = mean credit: 1 if the true continuation is most likely, 1/k if it shares first place with k - 1 others.
 
-    So a model without preferences scores exactly chance, and no tie favours the answer. A model whose log-likelihoods
-    are not finite has made no choice: credit 0. The standard error takes documents, not questions, as independent.
+    So a model without preferences scores exactly chance, and no tie favours the answer. The standard error takes
+    documents, not questions, as independent. `nll` and `ece` judge the model's probabilities, the softmax over the
+    choices' log-likelihoods: the mean of -log p(answer) in nats, and the expected calibration error of the choice.
+
+    A model whose log-likelihoods are not finite has made no choice: credit 0, and no probabilities. Then `nll` of that
+    question is None, and so are `nll` and `ece` of the task: without the questions it failed on, it would look better.
     """
+    answers = [ex.details["answer"] for ex in examples]
+    log_probabilities = _log_probabilities(loglikelihoods)
+    nll = calibration.negative_log_likelihood(log_probabilities, answers)
     records = [
-        {"id": ex.id, "correct": _credit(values, ex.details["answer"]), **ex.details, "loglikelihoods": list(values)}
-        for ex, values in zip(examples, loglikelihoods, strict=True)
+        {
+            "id": ex.id,
+            "correct": _credit(values, answer),
+            "nll": float(loss) if math.isfinite(loss) else None,
+            **ex.details,
+            "loglikelihoods": list(values),
+        }
+        for ex, values, answer, loss in zip(examples, loglikelihoods, answers, nll, strict=True)
     ]
-    score, stderr = ratio([r["correct"] for r in records], [1] * len(records), [r["document"] for r in records])
-    return {"score": score, "stderr": stderr, "chance": 1 / task.num_choices, "examples": records}
+    credits_ = [r["correct"] for r in records]
+    score, stderr = ratio(credits_, [1] * len(records), [r["document"] for r in records])
+    return {
+        "score": score,
+        "stderr": stderr,
+        "chance": 1 / task.num_choices,
+        "nll": _mean(nll),
+        "ece": _calibration_error(log_probabilities, credits_),
+        "examples": records,
+    }
+
+
+def summarize_posterior(
+    task: TaskConfig, examples: Sequence[Example], draws: Sequence[Sequence[Sequence[float]]]
+) -> dict[str, Any]:
+    """Score the posterior predictive p = mean_i p_i, p_i the softmax over the choices under the i-th draw of weights.
+
+    Score, `nll` and `ece` are those of `summarize`, of p. `mutual_information` is the mean over questions of
+    H(p) - mean_i H(p_i) in nats: how much the draws disagree. A question on which any draw is not finite counts as
+    one without probabilities.
+
+    Args:
+        task: the task (unused; all tasks share this signature).
+        examples: what `build` returned.
+        draws: for each draw, for each example, its rows' log-likelihoods in nats.
+    """
+    answers = [ex.details["answer"] for ex in examples]
+    by_draw = np.stack([_log_probabilities(loglikelihoods) for loglikelihoods in draws])
+    predictive = calibration.log_mean_exp(by_draw)
+    credits_ = [_credit(row.tolist(), answer) for row, answer in zip(predictive, answers, strict=True)]
+    return {
+        "samples": len(draws),
+        "score": math.fsum(credits_) / len(credits_),
+        "nll": _mean(calibration.negative_log_likelihood(predictive, answers)),
+        "ece": _calibration_error(predictive, credits_),
+        "mutual_information": _mean(calibration.mutual_information(by_draw)),
+    }
+
+
+def _log_probabilities(loglikelihoods: Sequence[Sequence[float]]) -> calibration.Floats:
+    """[questions, choices]; nan for all choices of a question with a log-likelihood that is not finite."""
+    values = np.array(loglikelihoods, dtype=np.float64)
+    values[~np.isfinite(values).all(axis=1)] = np.nan
+    return calibration.log_softmax(values)
+
+
+def _calibration_error(log_probabilities: calibration.Floats, credits_: Sequence[float]) -> float | None:
+    confidence = np.exp(log_probabilities.max(axis=1))
+    return None if np.isnan(confidence).any() else calibration.expected_calibration_error(confidence, credits_)
+
+
+def _mean(values: calibration.Floats) -> float | None:
+    return None if np.isnan(values).any() else float(values.mean())
 
 
 def _credit(loglikelihoods: Sequence[float], answer: int) -> float:

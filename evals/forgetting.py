@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from evals.errors import EvalError
 from evals.estimators import Z_95, ratio
 
-UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "nll": "nats"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Changes:
     """Per-example changes of one task. The task's change is sum(deltas) / sum(weights).
 
     Attributes:
-        metric: bits_per_byte or accuracy.
+        metric: bits_per_byte, accuracy or nll.
         ids: the examples.
-        deltas: improvement of each example, positive = better: bits saved, or credit gained.
+        deltas: improvement of each example, positive = better: bits saved, credit gained, or nats of loss saved.
         weights: bytes of each document, or 1 per question.
         groups: the document each example is about; documents, not examples, are independent.
         fingerprint: hash of the tokens scored, "" when unknown.
@@ -89,16 +89,33 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
         raise EvalError(
             f"the metrics differ ({before.get('metric')} and {after.get('metric')}); evaluate both with the same task"
         )
+    return _paired(before, after, before.get("metric"), 1.0 if before.get("higher_is_better") else -1.0)
+
+
+def nll_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes | None:
+    """Decrease of -log p(answer) of every question, in nats, from one result of a task of choices to another.
+
+    Returns:
+        None where a result has no `nll`: another kind of task, a file without it, or a model that diverged.
+
+    Raises:
+        EvalError: the results are not about the same examples.
+    """
+    if any(result.get("metric") != "accuracy" or result.get("nll") is None for result in (before, after)):
+        return None
+    return _paired(before, after, "nll", -1.0)
+
+
+def _paired(before: Mapping[str, Any], after: Mapping[str, Any], metric: Any, sign: float) -> Changes:
     _same_questions(before.get("fingerprint"), after.get("fingerprint"))
-    old, new = _scores(before), _scores(after)
+    old, new = _scores(before, metric), _scores(after, metric)
     _same_ids(old, new)
-    sign = 1.0 if before.get("higher_is_better") else -1.0
     ids = tuple(old)
     deltas = np.array([sign * (new[i][0] - old[i][0]) for i in ids])
     weights = np.array([old[i][1] for i in ids])
     document = {str(e["id"]): str(e.get("document", e["id"])) for e in before["examples"]}
     groups = tuple(document[i] for i in ids)
-    return Changes(str(before["metric"]), ids, deltas, weights, groups, before.get("fingerprint") or "")
+    return Changes(str(metric), ids, deltas, weights, groups, before.get("fingerprint") or "")
 
 
 def contrast(a: Changes, b: Changes) -> Changes:
@@ -145,12 +162,11 @@ def forgotten(before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate:
     return estimate(changes(before, after)).negated()
 
 
-def _scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Example id -> (numerator, denominator) of the task's score."""
-    metric = result.get("metric")
+def _scores(result: Mapping[str, Any], metric: Any) -> dict[str, tuple[float, float]]:
+    """Example id -> (numerator, denominator) of the task's value of a metric."""
     if metric not in UNITS:
         raise EvalError(f"the metric {metric!r} is unknown; known are {', '.join(UNITS)}")
-    key = "nll" if metric == "bits_per_byte" else "correct"
+    key = "correct" if metric == "accuracy" else "nll"
     examples = result.get("examples") or []
     if not examples:
         raise EvalError("the result has no per-example scores, so no paired difference can be taken; evaluate again")
@@ -159,7 +175,7 @@ def _scores(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         raise EvalError(f"{len(broken)} examples have no finite score (first: {broken[0]}); the model diverged")
     if metric == "bits_per_byte":
         return {str(e["id"]): (e["nll"] / math.log(2), float(e["bytes"])) for e in examples}
-    return {str(e["id"]): (float(e["correct"]), 1.0) for e in examples}
+    return {str(e["id"]): (float(e[key]), 1.0) for e in examples}
 
 
 def _same_ids(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:

@@ -55,6 +55,11 @@ def score(result: Mapping[str, Any] | None) -> str:
     return f"{100 * value:.1f} %" if result.get("metric") == "accuracy" else f"{value:.3f}"
 
 
+def nats(value: float | None) -> str:
+    """A loss or an uncertainty in nats, with 3 decimals."""
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.123 -> 12.3 %."""
     return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f} %".replace("-", MINUS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.errors import EvalError
-from evals.forgetting import Changes, Estimate, average, changes, estimate
+from evals.forgetting import Changes, Estimate, average, changes, estimate, nll_changes
 from evals.results import Run
 
 METRICS = ("bits_per_byte", "accuracy")
@@ -23,6 +23,7 @@ class Method:
     initial: dict[str, Any]
     final: dict[str, Any]
     changes: dict[str, Changes]
+    nll_changes: dict[str, Changes]
 
     def tasks(self, domain: str, metric: str) -> list[str]:
         """Names of the tasks of a domain with a metric that were scored both times."""
@@ -59,10 +60,13 @@ def measure(run: Run, name: str = "", label: str = "") -> Method:
         EvalError: they cannot be paired; the message says why.
     """
     initial, step, final = span(run)
-    paired = {}
+    paired, paired_nll = {}, {}
     for task in [task for task in initial if task in final]:
         try:
             paired[task] = changes(initial[task], final[task])
+            in_nll = nll_changes(initial[task], final[task])
         except EvalError as error:
             raise EvalError(f"task {task!r}: {error}") from error
-    return Method(name or run.path.name, label or run.label, run, step, initial, final, paired)
+        if in_nll is not None:
+            paired_nll[task] = in_nll
+    return Method(name or run.path.name, label or run.label, run, step, initial, final, paired, paired_nll)

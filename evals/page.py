@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -23,6 +24,14 @@ which examples were drawn, not other seeds or settings: a single run per method 
 general.</p>
 <p><b>Full finetuning</b> changes every parameter. <b>LoRA</b> keeps them and trains a small addition to them.
 <b>MonteCLoRA</b> is LoRA whose addition is random during training, around a learned mean.</p>"""
+_CALIBRATION_READING = """
+<p class="soft"><b>NLL</b>: how unlikely the model found the true continuation, in nats; lower is better. Green and
+orange mark clear changes, as above. <b>ECE</b>: how far its confidence is from how often it is right; 0 % is honest,
+and chance alone adds some, the more the fewer the questions.</p>"""
+_POSTERIOR_READING = """
+<p class="soft"><b>Average of draws</b>: MonteCLoRA learns a distribution over weights. Elsewhere on this page its mean
+is the model; in these rows, which are not marked, the average over models drawn from it predicts. <b>Disagreement</b>:
+how much those models differ, as mutual information of weights and answer in nats; 0 when all predict the same.</p>"""
 
 
 def render(report: Report) -> str:
@@ -33,6 +42,7 @@ def render(report: Report) -> str:
         _methods_table(report),
         _statements(report),
         _task_table(report),
+        _calibration(report),
         _curves(report),
         _setup(report),
         _READING,
@@ -165,11 +175,59 @@ def _task_table(report: Report) -> str:
 def _after(entry: Mapping[str, Any], task: str) -> str:
     text = fmt.score(entry["final"].get(task))
     change = entry["learned_tasks"].get(task)
-    sign = 1 if change else -1
-    change = change or entry["forgotten_tasks"].get(task)
+    return _colored(text, change) if change else _colored(text, entry["forgotten_tasks"].get(task), sign=-1)
+
+
+def _colored(text: str, change: Mapping[str, Any] | None, sign: int = 1) -> str:
+    """Green for a clear improvement, orange for a clear loss: the 95 % interval of sign * change excludes 0."""
     if not change or change["low"] is None or change["low"] <= 0 <= change["high"]:
         return text
     return f'<span class="{"good" if sign * change["value"] > 0 else "bad"}">{text}</span>'
+
+
+def _calibration(report: Report) -> str:
+    """A table for each task of choices: how good the model's probabilities are; "" where that was not measured."""
+    methods = list(report["methods"].values())
+    tasks = [
+        (task, before)
+        for task, before in sorted(methods[0]["initial"].items(), key=lambda item: (item[1].get("domain", ""), item[0]))
+        if any(entry["final"].get(task, {}).get("ece") is not None for entry in methods)
+    ]
+    if not tasks:
+        return ""
+    drawn = any(_posterior(entry, task) for entry in methods for task, _ in tasks)
+    return (
+        "<h2>Can the model's confidence be trusted?</h2>\n"
+        + "\n".join(_calibration_table(methods, task, before, drawn) for task, before in tasks)
+        + _CALIBRATION_READING
+        + (_POSTERIOR_READING if drawn else "")
+    )
+
+
+def _calibration_table(methods: Sequence[Mapping[str, Any]], task: str, before: Mapping[str, Any], drawn: bool) -> str:
+    rows = [["Before", fmt.score(before), fmt.nats(before.get("nll")), fmt.percent(before.get("ece")), ""]]
+    for entry in methods:
+        after, name = entry["final"].get(task, {}), _title(entry["label"])
+        nll = _colored(fmt.nats(after.get("nll")), entry["nll_tasks"].get(task))
+        rows.append([name, _after(entry, task), nll, fmt.percent(after.get("ece")), ""])
+        if mixture := _posterior(entry, task):
+            name = f"<span>{name}<small>average of {mixture['samples']} draws</small></span>"
+            score, nll = fmt.percent(mixture.get("score")), fmt.nats(mixture.get("nll"))
+            rows.append(
+                [name, score, nll, fmt.percent(mixture.get("ece")), fmt.nats(mixture.get("mutual_information"))]
+            )
+    headers = ["Model", "Accuracy", "NLL", "ECE", "Disagreement"][: 5 if drawn else 4]
+    kind = "new" if before.get("domain") == "new" else "old"
+    guessing = f"; guessing has NLL {fmt.nats(-math.log(before['chance']))}" if before.get("chance") else ""
+    return (
+        f"<h3>{escape(task)} <small>{kind} text, {before.get('n', 'unknown')} questions{guessing}</small></h3>\n"
+        + _table(headers, [row[: len(headers)] for row in rows])
+    )
+
+
+def _posterior(entry: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:
+    posterior: Mapping[str, Any] | None = entry["final"].get(task, {}).get("posterior")
+    return posterior
 
 
 def _curves(report: Report) -> str:

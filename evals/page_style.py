@@ -13,6 +13,8 @@ body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 60rem; background
 .eyebrow { color: var(--soft); margin: 0 0 .4rem; font-size: .95rem; }
 h1 { font-size: clamp(1.5rem, 4.2vw, 2.15rem); line-height: 1.22; margin: 0 0 .9rem; text-wrap: balance; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+h3 small { font-weight: 400; display: inline; margin-left: .4rem; }
 p { max-width: 44rem; }
 .lead { font-size: 1.08rem; margin: 0 0 1.6rem; }
 .soft, figcaption, small { color: var(--soft); }
@@ -53,6 +55,7 @@ dd { margin: 0; }
   td, td:first-child { display: flex; justify-content: space-between; gap: 1rem; text-align: right; border: 0;
                        padding: .18rem .8rem; }
   td:first-child { font-size: 1.05rem; text-align: left; }
+  td:empty { display: none; }
   td:not(:first-child) small { display: inline; margin-left: .45rem; }
   td:not(:first-child)::before { content: attr(data-label); color: var(--soft); text-align: left; }
   dl { grid-template-columns: 1fr; gap: 0; }

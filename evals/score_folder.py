@@ -84,10 +84,15 @@ def score_folder(
 
 
 def describe(name: str, task: Mapping[str, Any]) -> str:
-    """One line about a task's score."""
+    """One line about a task's score, and about its probabilities where choices are made."""
     error = "" if task["stderr"] is None else f" +- {task['stderr']:.4f}"
     chance = "" if task["chance"] is None else f", chance {task['chance']:.4f}"
-    return f"{name}: {task['metric']} {task['score']:.4f}{error} (n {task['n']}{chance})"
+    calibration = "".join(f", {key} {_number(task[key])}" for key in ("nll", "ece") if key in task)
+    return f"{name}: {task['metric']} {task['score']:.4f}{error} (n {task['n']}{chance}){calibration}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _max_positions(model_dir: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,11 @@ from evals.errors import EvalError
 from evals.examples import Encode, Example, Row, fingerprint
 
 TASKS: dict[str, Any] = {"bits_per_byte": bits_per_byte, "continuation_choice": continuation_choice}
-"""Kind of task -> module with `build`, `summarize`, METRIC and HIGHER_IS_BETTER."""
+"""Kind of task -> module with `build`, `summarize`, `summarize_posterior`, METRIC and HIGHER_IS_BETTER."""
+
+Sampled = Callable[[int], AbstractContextManager[object]]
+"""i -> a context in which a forward uses the i-th draw of the weights from their posterior. These must be the same
+weights in every such forward, on every rank and for every batch: the rows of one question may be in different ones."""
 
 
 def evaluate(
@@ -32,12 +36,18 @@ def evaluate(
     world_size: int = 1,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    posterior_samples: int = 0,
+    sampled: Sampled | None = None,
 ) -> dict[str, dict[str, Any]] | None:
     """Score the model on every task, in eval mode and without gradients; its train/eval modes are restored.
 
     With `world_size` > 1 this is a collective: every rank calls it with the same arguments and does the same number of
     forwards (a ZeRO-3 forward gathers parameters from all ranks), and every rank returns all scores. Scores do not
     depend on world size or batch_rows beyond floating-point noise.
+
+    With `posterior_samples` = k > 0, all rows are scored k more times, once under each draw of the weights, and a
+    task's `posterior` judges the average prediction. All else in a result is about the model as it is (with an adapter,
+    its posterior mean), so results with and without draws can be compared.
 
     Args:
         model: called as `model(input_ids=, attention_mask=, use_cache=False).logits`: a Hugging Face causal LM or a
@@ -52,29 +62,40 @@ def evaluate(
         world_size: processes that call this together.
         should_stop: asked before every forward; its answer must be the same on all ranks. True ends the evaluation.
         progress: called on rank 0 as progress(forwards done, forwards in all).
+        posterior_samples: draws of the weights whose average predicts, 0 for none.
+        sampled: how to draw them; forwards under the i-th draw run within sampled(i), 0 <= i < posterior_samples.
 
     Returns:
-        {task: {kind, domain, metric, higher_is_better, score, n, stderr, chance, fingerprint, examples}}; None when
-        stopped.
+        {task: {kind, domain, metric, higher_is_better, score, n, stderr, chance, fingerprint, examples}}, with `nll`
+        and `ece` where choices are made, and with `posterior` where there are draws; None when stopped.
 
     Raises:
-        EvalError: a task's file or settings cannot be used.
+        EvalError: a task's file or settings cannot be used, or draws are asked for and cannot be made.
     """
+    if posterior_samples < 0:
+        raise EvalError(f"posterior_samples = {posterior_samples} is negative; use 0 for none, or a number of draws")
+    if posterior_samples and sampled is None:
+        raise EvalError(
+            f"posterior_samples = {posterior_samples} needs `sampled`, which draws the weights; pass it, or 0 samples"
+        )
     examples = {name: _build(name, task, encode, bos_id, seq_len) for name, task in tasks.items()}
     rows = [row for task_examples in examples.values() for example in task_examples for row in example.rows]
-    scores: dict[int, float] = {}
     batches = _deal(rows, rank, world_size, batch_rows)
+    draws: Sequence[int | None] = (None, *range(posterior_samples))
+    forwards = [(draw, batch) for draw in draws for batch in batches]
+    scores: dict[int | None, dict[int, float]] = {draw: {} for draw in draws}
     with _eval_mode(model), torch.no_grad():
-        for done, batch in enumerate(batches, start=1):
+        for done, (draw, batch) in enumerate(forwards, start=1):
             if should_stop is not None and should_stop():
                 return None
-            values = row_loglikelihoods(model, [rows[index] for index in batch], pad_id=bos_id, device=device)
-            scores.update(zip(batch, values, strict=True))
+            with nullcontext() if draw is None or sampled is None else sampled(draw):
+                values = row_loglikelihoods(model, [rows[index] for index in batch], pad_id=bos_id, device=device)
+            scores[draw].update(zip(batch, values, strict=True))
             if progress is not None and rank == 0:
-                progress(done, len(batches))
-    loglikelihoods = iter(_join(scores, len(rows), world_size))
+                progress(done, len(forwards))
+    joined = [_by_task(examples, _join(scores[draw], len(rows), world_size)) for draw in draws]
     return {
-        name: _result(tasks[name], examples[name], [[next(loglikelihoods) for _ in ex.rows] for ex in examples[name]])
+        name: _result(tasks[name], examples[name], joined[0][name], [draw[name] for draw in joined[1:]])
         for name in tasks
     }
 
@@ -147,8 +168,20 @@ def _join(scores: dict[int, float], num_rows: int, world_size: int) -> list[floa
     return [joined[index] for index in range(num_rows)]
 
 
-def _result(task: TaskConfig, examples: list[Example], loglikelihoods: list[list[float]]) -> dict[str, Any]:
+def _by_task(examples: Mapping[str, list[Example]], loglikelihoods: list[float]) -> dict[str, list[list[float]]]:
+    """The log-likelihoods of all rows in order, as {task: for each example, those of its rows}."""
+    values = iter(loglikelihoods)
+    return {name: [[next(values) for _ in ex.rows] for ex in of_task] for name, of_task in examples.items()}
+
+
+def _result(
+    task: TaskConfig,
+    examples: list[Example],
+    loglikelihoods: list[list[float]],
+    draws: list[list[list[float]]],
+) -> dict[str, Any]:
     kind = TASKS[task.kind]
+    posterior = {"posterior": kind.summarize_posterior(task, examples, draws)} if draws else {}
     return {
         "kind": task.kind,
         "domain": task.domain,
@@ -156,6 +189,7 @@ def _result(task: TaskConfig, examples: list[Example], loglikelihoods: list[list
         "higher_is_better": kind.HIGHER_IS_BETTER,
         "n": len(examples),
         "fingerprint": fingerprint(examples),
+        **posterior,
         **kind.summarize(task, examples, loglikelihoods),
     }
 

@@ -76,6 +76,7 @@ def _method_entry(method: Method, root: Path) -> dict[str, Any]:
             for task, c in method.changes.items()
             if method.final[task].get("domain") == domain
         }
+    entry["nll_tasks"] = {task: estimate(c).as_dict() for task, c in method.nll_changes.items()}
     return entry
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.encoding.tokenizer import Tokenizer
@@ -73,6 +74,9 @@ class Evaluation:
         if not tasks or is_done:
             return True
         assert self._tokenizer.bos_id is not None, "check_tokenizer has seen to it"
+        # Only MonteCLoRA has a posterior to draw from.
+        draws = self._config.eval.posterior_samples if self._config.adapter.kind == "monteclora" else 0
+        adapter = self._engine.adapter
         began = time.perf_counter()
         results = evaluate(
             self._engine.deepspeed,
@@ -86,6 +90,8 @@ class Evaluation:
             world_size=self._engine.world.size,
             should_stop=lambda: self._stop.any_rank(self._engine.any_rank),
             progress=self._display.evaluating,
+            posterior_samples=draws,
+            sampled=partial(adapter.sampled, seed=self._config.run.seed) if draws and adapter is not None else None,
         )
         seconds = time.perf_counter() - began
         progress.eval_seconds += seconds

@@ -69,7 +69,24 @@ def results(saved_new: float, lost_old: float, more_new: int, fewer_old: int, *,
         credits_ = np.zeros(100)
         credits_[: 60 + change] = 1
         tasks[name] = task_result("accuracy", domain, credits_, np.ones(100))
+        losses = np.where(credits_ == 1, 0.3, 1.9) + noise.uniform(-0.2, 0.2, 100)
+        for record, loss in zip(tasks[name]["examples"], losses, strict=True):
+            record["nll"] = float(loss)
+        tasks[name] |= {"nll": float(losses.mean()), "ece": 0.05 + (0.02 if change else 0)}
     return tasks
+
+
+def posterior(task: dict[str, Any]) -> dict[str, Any]:
+    """What eight draws of the weights might add to a task's result."""
+    if task["metric"] == "bits_per_byte":
+        return {"samples": 8, "score": task["score"] - 0.001}
+    return {
+        "samples": 8,
+        "score": task["score"] + 0.01,
+        "nll": task["nll"] - 0.02,
+        "ece": task["ece"] - 0.015,
+        "mutual_information": 0.0123,
+    }
 
 
 @pytest.fixture
@@ -105,7 +122,10 @@ def make_run() -> Callable[..., Path]:
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in curve))
         write_result(run, step=0, tasks=results(0, 0, 0, 0, seed=0), seconds=1.0)
-        write_result(run, step=100, tasks=results(*LOSSES[kind], seed=1), seconds=1.0)
+        final = results(*LOSSES[kind], seed=1)
+        if kind == "monteclora":
+            final = {name: task | {"posterior": posterior(task)} for name, task in final.items()}
+        write_result(run, step=100, tasks=final, seconds=1.0)
         return run
 
     return write

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -42,6 +44,21 @@ def tasks(path: Path) -> dict[str, TaskConfig]:
     }
 
 
+def sampler(model: LlamaForCausalLM) -> Callable[[int], AbstractContextManager[None]]:
+    """Draws of the output head, the same in every process: its weights plus noise that only the index decides."""
+
+    @contextmanager
+    def sampled(index: int) -> Iterator[None]:
+        weight = model.lm_head.weight
+        mean = weight.detach().clone()
+        with torch.no_grad():
+            weight += 0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 + index))
+            yield
+            weight.copy_(mean)
+
+    return sampled
+
+
 def main(rank: int, folder: Path) -> None:
     """Evaluate, and write the result and the number of forwards of this rank."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -63,7 +80,8 @@ def main(rank: int, folder: Path) -> None:
             **settings,
         )
 
-    result = run(folder / "heldout.jsonl")
+    result = run(folder / "heldout.jsonl", posterior_samples=2, sampled=sampler(model))
+    forwards.clear()
     stopped = run(folder / "heldout.jsonl", should_stop=lambda: len(forwards) > 3)
     few = evaluate(
         model,

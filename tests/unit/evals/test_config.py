@@ -35,8 +35,8 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
         num_choices=1,
         seed=-1,
     )
-    found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_rows=0))
-    assert set(found) == {"every_steps", "batch_rows"} | {
+    found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_rows=0, posterior_samples=-1))
+    assert set(found) == {"every_steps", "batch_rows", "posterior_samples"} | {
         f"tasks.code.{name}"
         for name in (
             *("kind", "path", "domain", "max_examples", "max_document_bytes"),
@@ -51,6 +51,7 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
     assert found["tasks.code.num_choices"] == "1 is too small; use 2 or more"
     assert found["every_steps"].startswith("-1 is negative")
     assert found["batch_rows"].startswith("0 rows")
+    assert found["posterior_samples"].startswith("-1 is negative; use 0 for the posterior mean only")
 
 
 def test_a_task_name_must_be_usable_in_a_flag(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.errors import EvalError
-from evals.forgetting import Estimate, average, changes, contrast, estimate, forgotten, learned
+from evals.forgetting import Estimate, average, changes, contrast, estimate, forgotten, learned, nll_changes
 
 
 def bits(values: list[float], sizes: list[int], **overrides: Any) -> dict[str, Any]:
@@ -51,6 +51,37 @@ def test_credit_gained_by_hand() -> None:
     # Differences 1, 1, 0, -1: mean 0.25, s = sqrt(2.75 / 3), se = s / 2.
     assert effect.value == 0.25
     assert effect.stderr == pytest.approx(math.sqrt(2.75 / 3) / 2)
+
+
+def with_nll(losses: list[float], documents: list[str] | None = None, **overrides: Any) -> dict[str, Any]:
+    result = choice([1.0] * len(losses), documents, nll=sum(losses) / len(losses))
+    for example, loss in zip(result["examples"], losses, strict=True):
+        example["nll"] = loss
+    return result | overrides
+
+
+def test_loss_saved_by_hand() -> None:
+    change = nll_changes(with_nll([2, 1, 3, 3], ["a", "a", "b", "b"]), with_nll([1, 0, 3, 3], ["a", "a", "b", "b"]))
+    assert change is not None
+    effect = estimate(change)
+    # Two documents with means 1 and 0: s / sqrt(2) = 0.7071 / 1.4142 = 0.5.
+    assert (effect.value, effect.stderr, effect.n, effect.unit) == (0.5, pytest.approx(0.5), 4, "nats")
+
+
+@pytest.mark.parametrize("without", [choice([1.0, 1.0]), with_nll([1, 2], nll=None), bits([1, 2], [1, 1])])
+def test_no_loss_no_change_of_it(without: dict[str, Any]) -> None:
+    assert nll_changes(with_nll([1, 2]), without) is None
+    assert nll_changes(without, with_nll([1, 2])) is None
+    assert nll_changes(without, without) is None
+
+
+def test_losses_of_other_questions_are_refused() -> None:
+    with pytest.raises(EvalError, match="the examples differ: 0 only in the first result, 1 only in the second"):
+        nll_changes(with_nll([1, 2]), with_nll([1, 2, 3]))
+    with pytest.raises(EvalError, match="tokenized or cut differently"):
+        nll_changes(with_nll([1], fingerprint="a"), with_nll([1], fingerprint="b"))
+    with pytest.raises(EvalError, match="1 examples have no finite score"):
+        nll_changes(with_nll([1]), choice([1.0], nll=1.0))
 
 
 def test_questions_about_one_document_count_as_one_unit() -> None:

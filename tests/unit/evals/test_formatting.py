@@ -34,6 +34,7 @@ def test_effects_and_scores() -> None:
     assert fmt.score({"score": None}) == fmt.score(None) == "–"
     assert fmt.percent(0.1234) == "12.3 %"
     assert fmt.percent(None) == "–"
+    assert (fmt.nats(0.12345), fmt.nats(None)) == ("0.123", "–")
     assert fmt.trainable({"trainable_parameters": 10, "total_parameters": 40}) == "10 (25 %)"
     assert fmt.trainable({"trainable_parameters": 10}) == "10"
     assert fmt.trainable({}) == "–"

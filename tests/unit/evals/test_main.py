@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evals.__main__ import main
 from evals.encoder import load_encoder
 from evals.errors import EvalError
-from evals.score_folder import parse_task
+from evals.score_folder import describe, parse_task
 
 DEMO_TOKENIZER = Path(__file__).parents[4] / "shared" / "data" / "llama_tokenizer.model"
 TEXTS = [f"number {i} of some words that are long enough {i * i}" for i in range(6)]
@@ -47,6 +47,29 @@ def test_run_scores_a_folder(
     assert (result["schema"], result["step"], words["n"]) == (1, 0, 6)
     assert words["score"] == pytest.approx(7, abs=0.3)  # an untrained model over 130 tokens: about log2(130) bits
     assert capsys.readouterr().out.startswith(f"words: bits_per_byte {words['score']:.4f} +- ")
+
+
+def test_run_prints_calibration_where_choices_are_made(
+    model_dir: Path, jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = f"words=continuation_choice:new:{jsonl([text * 3 for text in TEXTS])}"
+    out = tmp_path / "out.json"
+    assert main(["run", str(model_dir), "--task", task, "--seq-len", "64", "--device", "cpu", "--out", str(out)]) == 2
+    assert "do not fit into rows of 64 tokens" in capsys.readouterr().err
+    config = json.loads((model_dir / "config.json").read_text()) | {"max_position_embeddings": 96}
+    (model_dir / "config.json").write_text(json.dumps(config))
+    assert main(["run", str(model_dir), "--task", task, "--seq-len", "96", "--device", "cpu", "--out", str(out)]) == 0
+    words = json.loads(out.read_text())["tasks"]["words"]
+    assert capsys.readouterr().out.rstrip().endswith(f", nll {words['nll']:.4f}, ece {words['ece']:.4f}")
+
+
+def test_a_result_is_described_whatever_it_has() -> None:
+    bits = {"metric": "bits_per_byte", "score": 1.5, "stderr": 0.25, "chance": None, "n": 3}
+    assert describe("a", bits) == "a: bits_per_byte 1.5000 +- 0.2500 (n 3)"
+    choice = {"metric": "accuracy", "score": 0.5, "stderr": None, "chance": 0.25, "n": 1}
+    assert describe("b", choice) == "b: accuracy 0.5000 (n 1, chance 0.2500)"
+    diverged = choice | {"nll": None, "ece": None}
+    assert describe("b", diverged) == "b: accuracy 0.5000 (n 1, chance 0.2500), nll undefined, ece undefined"
 
 
 def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:

@@ -265,6 +265,81 @@ def test_the_page_is_whole_and_asks_for_nothing(study: Path) -> None:
     assert "verified by hash up to step 100" in html
 
 
+def without_calibration(path: Path) -> None:
+    """Make an evaluation's file one of those written before there was calibration."""
+
+    def strip(content: dict[str, Any]) -> None:
+        for task in content["tasks"].values():
+            for part in (task, *(task["examples"] if task["metric"] == "accuracy" else [])):
+                for key in ("nll", "ece", "posterior"):
+                    part.pop(key, None)
+
+    edit(path, strip)
+
+
+def test_calibration_is_reported_with_its_paired_change(study: Path) -> None:
+    lora = build_report(study)["methods"]["lora"]
+    before, after = (json.loads((study / "lora" / "evals" / f"{s}.json").read_text())["tasks"] for s in (0, 100))
+    for task in ("code_choice", "prose_choice"):
+        pairs = zip(before[task]["examples"], after[task]["examples"], strict=True)
+        saved = np.array([b["nll"] - a["nll"] for b, a in pairs])
+        assert lora["nll_tasks"][task]["value"] == pytest.approx(saved.mean())
+        assert lora["nll_tasks"][task]["stderr"] == pytest.approx(saved.std(ddof=1) / 10)
+    assert set(lora["nll_tasks"]) == {"code_choice", "prose_choice"}
+    assert build_report(study)["methods"]["monteclora"]["final"]["code_choice"]["posterior"]["samples"] == 8
+
+
+def test_the_page_shows_calibration(study: Path) -> None:
+    report, path = write_report(study)
+    html = path.read_text()
+    section = html[html.index("confidence be trusted") : html.index("<h2>Training")]
+    assert section.count("<table>") == 2
+    assert section.count("average of 8 draws") == 2
+    assert "guessing has NLL 1.386" in section
+    for name, entry in report["methods"].items():
+        for task in ("code_choice", "prose_choice"):
+            final, change = entry["final"][task], entry["nll_tasks"][task]
+            text = f"{final['nll']:.3f}"
+            if change["low"] > 0:
+                text = f'<span class="good">{text}</span>'
+            elif change["high"] < 0:
+                text = f'<span class="bad">{text}</span>'
+            assert f'<td data-label="NLL">{text}</td><td data-label="ECE">7.0 %</td>' in section, (name, task)
+    assert '<span class="good">' in section
+    assert '<span class="bad">' in section
+    posterior = report["methods"]["monteclora"]["final"]["code_choice"]["posterior"]
+    assert f'<td data-label="NLL">{posterior["nll"]:.3f}</td><td data-label="ECE">5.5 %</td>' in section
+    assert '<td data-label="Disagreement">0.012</td>' in section
+
+
+def test_without_draws_there_is_no_disagreement(study: Path) -> None:
+    edit(
+        study / "monteclora" / "evals" / "100.json",
+        lambda content: [task.pop("posterior") for task in content["tasks"].values()] and None,
+    )
+    html = write_report(study)[1].read_text()
+    assert "confidence be trusted" in html
+    assert "Disagreement" not in html
+    assert "draws" not in html
+
+
+def test_results_without_calibration_make_the_page_without_it(study: Path) -> None:
+    for path in study.glob("*/evals/*.json"):
+        without_calibration(path)
+    report, page = write_report(study)
+    assert "confidence be trusted" not in page.read_text()
+    assert report["methods"]["lora"]["nll_tasks"] == {}
+    assert list(report["methods"]) == ["none", "lora", "monteclora"]
+
+
+def test_a_run_without_calibration_beside_others(study: Path) -> None:
+    without_calibration(study / "lora" / "evals" / "100.json")
+    report, page = write_report(study)
+    row = '<td data-label="NLL">–</td><td data-label="ECE">–</td>'
+    assert page.read_text().count(row) == 2
+    assert report["left_out"] == {}
+
+
 def test_the_page_warns_of_unfair_comparisons(study: Path) -> None:
     edit(
         study / "lora" / "run.json",

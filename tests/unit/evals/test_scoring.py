@@ -125,6 +125,7 @@ def test_a_diverged_model_is_reported_not_hidden(worker: ModuleType, jsonl: Call
     result = score(broken, worker, jsonl(TEXTS))
     assert math.isnan(result["bits"]["score"])
     assert result["choice"]["score"] == 0
+    assert (result["choice"]["nll"], result["choice"]["ece"]) == (None, None)
 
 
 def test_modes_are_restored_module_by_module(worker: ModuleType, jsonl: Callable[..., Path]) -> None:
@@ -159,6 +160,84 @@ def test_progress_counts_forwards_on_rank_0(model: Any, worker: ModuleType, json
 
 def test_no_tasks_need_no_forward(model: Any, worker: ModuleType, tmp_path: Path) -> None:
     assert score(model, worker, tmp_path, tasks={}) == {}
+
+
+def test_draws_are_averaged_and_leave_the_rest_alone(
+    model: Any, worker: ModuleType, jsonl: Callable[..., Path]
+) -> None:
+    from evals import continuation_choice
+
+    model.eval()
+    path, sampled = jsonl(TEXTS), worker.sampler(model)
+    plain = score(model, worker, path)
+    result = score(model, worker, path, posterior_samples=3, sampled=sampled)
+    posterior = {name: result[name].pop("posterior") for name in result}
+    assert result == plain
+    assert not any("posterior" in task for task in plain.values())
+
+    examples = continuation_choice.build(worker.tasks(path)["choice"], encode=worker.encode, bos_id=1, seq_len=16)
+    means = torch.zeros(9, 4, dtype=torch.float64)
+    texts = [[1, *worker.encode(text)] for text in TEXTS]
+    windows = [ids[start : start + 17] for ids in texts for start in range(0, len(ids) - 1, 16)]
+    likelihoods = torch.zeros(len(windows), 3, dtype=torch.float64)
+    for draw in range(3):
+        with sampled(draw):
+            values = [[-brute_force_nll(model, list(row.ids), row.first) for row in ex.rows] for ex in examples]
+            likelihoods[:, draw] = torch.tensor([-brute_force_nll(model, window, 1) for window in windows])
+        means += torch.softmax(torch.tensor(values, dtype=torch.float64), -1) / 3
+    answers = torch.tensor([example.details["answer"] for example in examples])
+    assert posterior["choice"]["samples"] == posterior["bits"]["samples"] == 3
+    assert posterior["choice"]["nll"] == pytest.approx(float(-means.log().gather(1, answers[:, None]).mean()), abs=1e-4)
+    assert posterior["choice"]["score"] == pytest.approx(float((means.argmax(1) == answers).double().mean()))
+    assert posterior["choice"]["mutual_information"] > 0.01
+    bits = float((math.log(3) - likelihoods.logsumexp(1)).sum()) / math.log(2)
+    assert posterior["bits"]["score"] == pytest.approx(bits / sum(len(text.encode()) for text in TEXTS), rel=1e-5)
+
+
+def test_draws_do_not_depend_on_batching(model: Any, worker: ModuleType, jsonl: Callable[..., Path]) -> None:
+    path, draws = jsonl(TEXTS), {"posterior_samples": 2, "sampled": worker.sampler(model)}
+    assert_same(score(model, worker, path, batch_rows=1, **draws), score(model, worker, path, batch_rows=50, **draws))
+
+
+def test_every_draw_scores_every_row_and_can_be_stopped_in_between(
+    model: Any, worker: ModuleType, jsonl: Callable[..., Path]
+) -> None:
+    path, sampled, drawn = jsonl(TEXTS), worker.sampler(model), []
+    calls: list[tuple[int, int]] = []
+
+    def recorded(index: int) -> Any:
+        drawn.append(index)
+        return sampled(index)
+
+    draws = {"posterior_samples": 2, "sampled": recorded}
+    score(model, worker, path, progress=lambda *call: calls.append(call), **draws)
+    batches, rest = divmod(len(calls), 3)
+    assert rest == 0
+    assert calls == [(done, len(calls)) for done in range(1, 3 * batches + 1)]
+    assert drawn == [0] * batches + [1] * batches
+
+    weight = model.lm_head.weight.detach().clone()
+    calls.clear()
+    assert (
+        score(
+            model,
+            worker,
+            path,
+            progress=lambda *call: calls.append(call),
+            should_stop=lambda: len(calls) == batches + 1,
+            **draws,
+        )
+        is None
+    )
+    assert len(calls) == batches + 1
+    assert torch.equal(model.lm_head.weight, weight)
+
+
+def test_draws_that_cannot_be_made(model: Any, worker: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="posterior_samples = 4 needs `sampled`, which draws the weights"):
+        score(model, worker, tmp_path, tasks={}, posterior_samples=4)
+    with pytest.raises(EvalError, match="posterior_samples = -1 is negative"):
+        score(model, worker, tmp_path, tasks={}, posterior_samples=-1)
 
 
 def test_errors_name_the_task(model: Any, worker: ModuleType, tmp_path: Path) -> None:
@@ -202,7 +281,8 @@ def test_two_processes_give_the_scores_of_one(
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]  # results and number of forwards
     assert ranks[0]["stopped"] is None
-    assert_same(ranks[0]["result"], score(model, worker, path))
+    expected = score(model, worker, path, posterior_samples=2, sampled=worker.sampler(model))
+    assert_same(ranks[0]["result"], expected)
     single = TaskConfig(kind="bits_per_byte", path=one, domain="old")
     assert_same(ranks[0]["few"], score(model, worker, one, tasks={"one": single}, seq_len=64))
 
@@ -212,6 +292,8 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
     for name in a:
         assert a[name]["score"] == pytest.approx(b[name]["score"], abs=1e-5)
         assert a[name]["fingerprint"] == b[name]["fingerprint"]
+        for key in ("nll", "ece", "posterior"):
+            assert a[name].get(key) == pytest.approx(b[name].get(key), abs=1e-5), key
         for x, y in zip(a[name]["examples"], b[name]["examples"], strict=True):
             assert x == {
                 key: pytest.approx(value, abs=1e-3, rel=1e-5) if isinstance(value, float | list) else value

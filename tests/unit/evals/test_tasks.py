@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +146,101 @@ def test_questions_of_one_document_are_one_unit_of_the_standard_error() -> None:
     # Two units with means 1 and 0, each of two questions: s / sqrt(2) = 0.7071 / 1.4142 = 0.5.
     assert result["score"] == 0.5
     assert result["stderr"] == pytest.approx(0.5)
+
+
+def questions(answers: list[int]) -> list[Example]:
+    return [Example(f"d{i}#0", (), {"document": f"d{i}", "answer": answer}) for i, answer in enumerate(answers)]
+
+
+def choices_of(k: int) -> TaskConfig:
+    return TaskConfig(kind="continuation_choice", path=Path("x"), domain="new", num_choices=k)
+
+
+def test_probabilities_are_judged_by_hand() -> None:
+    # p(answer) = 1/2 (right), 1/4 (right, of 1/4 each: a tie) and 0.2 (wrong, with confidence 0.8).
+    values = [[math.log(p) - 40 for p in row] for row in ([0.25, 0.5, 0.25], [1, 1, 1], [0.8, 0.2, 1e-300])]
+    result = continuation_choice.summarize(choices_of(3), questions([1, 0, 1]), values)
+    losses = [math.log(2), math.log(3), math.log(5)]
+    assert [e["nll"] for e in result["examples"]] == pytest.approx(losses)
+    assert result["nll"] == pytest.approx(sum(losses) / 3)
+    # Bins of 1/15 hold one prediction each: |1 - 1/2|, |1/3 - 1/3| and |0 - 0.8|.
+    assert result["ece"] == pytest.approx((0.5 + 0 + 0.8) / 3)
+
+
+def test_a_model_without_preferences_is_calibrated() -> None:
+    result = continuation_choice.summarize(choices_of(4), questions([0, 1, 2, 3]), [[-7.0] * 4] * 4)
+    assert (result["score"], result["nll"]) == (0.25, pytest.approx(math.log(4)))
+    assert result["ece"] == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_question_without_probabilities_leaves_the_task_without_calibration(broken: float) -> None:
+    task, examples = choices_of(2), questions([0, 0])
+    values = [[-1.0, -2.0], [broken, -2.0]]
+    result = continuation_choice.summarize(task, examples, values)
+    assert (result["score"], result["nll"], result["ece"]) == (0.5, None, None)
+    assert [e["nll"] for e in result["examples"]] == [pytest.approx(math.log1p(math.exp(-1))), None]
+    whole = [[-1.0, -2.0], [-1.0, -2.0]]
+    assert continuation_choice.summarize_posterior(task, examples, [whole, values]) == {
+        "samples": 2,
+        "score": 0.5,
+        "nll": None,
+        "ece": None,
+        "mutual_information": None,
+    }
+
+
+def test_the_posterior_predictive_is_the_average_over_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 20, 4, generator=generator, dtype=torch.float64) * 3 - 50
+    answers = [index % 4 for index in range(20)]
+    result = continuation_choice.summarize_posterior(choices_of(4), questions(answers), values.tolist())
+    members = torch.softmax(values, -1)
+    mixture = members.mean(0)
+    chosen = mixture[torch.arange(20), torch.tensor(answers)]
+    entropy = torch.special.entr(mixture).sum(-1) - torch.special.entr(members).sum(-1).mean(0)
+    assert result["samples"] == 3
+    assert result["score"] == pytest.approx(float((mixture.argmax(-1) == torch.tensor(answers)).double().mean()))
+    assert result["nll"] == pytest.approx(float(-chosen.log().mean()))
+    assert result["mutual_information"] == pytest.approx(float(entropy.mean()))
+    bins: dict[int, list[float]] = {}
+    for row, answer in zip(mixture.tolist(), answers, strict=True):
+        bins.setdefault(math.ceil(max(row) * 15), []).append(float(row.index(max(row)) == answer) - max(row))
+    assert result["ece"] == pytest.approx(sum(abs(sum(gaps)) for gaps in bins.values()) / 20)
+
+
+def test_draws_can_outvote_the_most_confident() -> None:
+    # Two of three draws prefer the answer, but the third is sure of the other: the average decides, not the vote.
+    draws = [[[math.log(p), math.log(1 - p)]] for p in (0.6, 0.6, 0.01)]
+    result = continuation_choice.summarize_posterior(choices_of(2), questions([0]), draws)
+    assert result["score"] == 0
+    assert result["nll"] == pytest.approx(-math.log((0.6 + 0.6 + 0.01) / 3))
+
+
+def test_ties_of_all_draws_stay_ties() -> None:
+    result = continuation_choice.summarize_posterior(choices_of(3), questions([2]), [[[-7.1, -9.3, -7.1]]] * 3)
+    assert result["score"] == 0.5
+
+
+@given(st.lists(st.lists(st.floats(-80, -1), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(1, 5))
+def test_equal_draws_are_the_model_itself(values: list[list[float]], samples: int) -> None:
+    examples = questions([index % 3 for index in range(len(values))])
+    one = continuation_choice.summarize(choices_of(3), examples, values)
+    result = continuation_choice.summarize_posterior(choices_of(3), examples, [values] * samples)
+    assert (result["nll"], result["ece"]) == (pytest.approx(one["nll"]), pytest.approx(one["ece"], abs=1e-12))
+    assert result["mutual_information"] == pytest.approx(0, abs=1e-12)
+
+
+def test_draws_mix_whole_windows() -> None:
+    task = TaskConfig(kind="bits_per_byte", path=Path("x"), domain="old")
+    examples = [Example("a", (), {"bytes": 3, "tokens": 3}), Example("b", (), {"bytes": 2, "tokens": 2})]
+    draws = [[[-4.0, -2.0], [-5.0]], [[-3.0, -6.0], [-5.0]]]
+    result = bits_per_byte.summarize_posterior(task, examples, draws)
+    windows = [(math.exp(-4) + math.exp(-3)) / 2, (math.exp(-2) + math.exp(-6)) / 2, math.exp(-5)]
+    assert result == {"samples": 2, "score": pytest.approx(-sum(map(math.log2, windows)) / 5)}
+    # By Jensen's inequality no worse than the draws on average.
+    single = [bits_per_byte.summarize(task, examples, draw)["score"] for draw in draws]
+    assert result["score"] <= np.mean(single)
 
 
 def test_too_few_long_documents(jsonl: Callable[..., Path]) -> None:
