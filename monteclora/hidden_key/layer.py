@@ -1,0 +1,54 @@
+"""What one layer of a model drops, and its hook on the feed-forward output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from monteclora.hidden_key.config import HiddenKeyConfig
+from monteclora.hidden_key.hidden_cut import hidden_cut
+
+ATTRIBUTE = "hidden_key"
+"""Name under which an attention module holds its `LayerDropout`."""
+
+
+@dataclass
+class Switch:
+    """One switch for all layers of a model."""
+
+    is_on: bool = True
+
+
+@dataclass(kw_only=True)
+class LayerDropout:
+    """The dropping of one layer; it lies on the attention module as `ATTRIBUTE`."""
+
+    config: HiddenKeyConfig
+
+    is_chosen: bool
+    """Whether this layer drops at all."""
+
+    switch: Switch
+
+    position_ids: Tensor | None = field(default=None, repr=False)
+    """Positions that the attention of this layer was called with last. The feed-forward block does not get them, and
+    follows in the same forward, recomputation included."""
+
+    @property
+    def drops_keys(self) -> bool:
+        """Whether a training forward drops keys at the moment."""
+        return self.is_chosen and self.switch.is_on and self.config.key_rate > 0
+
+    @property
+    def drops_hidden(self) -> bool:
+        """Whether a training forward drops feed-forward output at the moment."""
+        return self.is_chosen and self.switch.is_on and self.config.hidden_rate > 0
+
+    def cut_hidden(self, module: nn.Module, args: Any, hidden: Tensor) -> Tensor:
+        """Forward hook on the module whose output [batch, tokens, features] is the feed-forward output."""
+        if not (module.training and self.drops_hidden):
+            return hidden
+        config = self.config
+        return hidden_cut(hidden, config.hidden_rate, config.hidden_pattern, config.rescale, self.position_ids)
