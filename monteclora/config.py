@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,35 +14,71 @@ class LoRAConfig:
     """Low-rank adaptation: y = W x + (alpha / rank) B A x, with W frozen (Hu et al., arXiv 2106.09685)."""
 
     rank: int = 16
-    """Rank r of the update B A of every adapted linear layer."""
+    """Rank r of the update B A of an adapted linear layer; below the smaller side of every layer."""
 
-    alpha: float = 32.0
-    """Numerator of the update's scale alpha / rank; 2 x rank is a good start."""
+    alpha: float | None = None
+    """Numerator of the update's scale alpha / rank. Not set: 2 x rank, with each layer's own rank."""
+
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of layers that differ from `rank`, by pattern (as in targets); the first pattern that matches a layer counts."""
+
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas of layers that differ from `alpha`, by pattern (as in targets); the first pattern that matches a layer counts."""
+
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), which keeps its size independent of the rank."""
 
     dropout: float = 0.0
     """Probability of zeroing an input feature of the update while training; the frozen path is not touched."""
+
+    loraplus_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which uses 16); 1 = the same for both."""
 
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Shell-style patterns of the linear layers to adapt. A pattern with a dot is compared with the full dotted name
     (`model.layers.1?.mlp.*`), one without with the last component of the name."""
 
-    @property
-    def scaling(self) -> float:
-        """The factor alpha / rank in front of B A."""
-        return self.alpha / self.rank
+    modules_to_save: tuple[str, ...] = ()
+    """Patterns (as in targets) of modules that train in full beside the adapter and are saved with it: the fresh head
+    of a classifier, say. Linear layers inside them get no low-rank update."""
+
+    def rank_of(self, name: str) -> int:
+        """Rank of the layer with this full dotted name."""
+        return _first_match(name, self.rank_pattern, self.rank)
+
+    def alpha_of(self, name: str) -> float:
+        """Alpha of the layer with this full dotted name."""
+        alpha = _first_match(name, self.alpha_pattern, self.alpha)
+        return 2.0 * self.rank_of(name) if alpha is None else float(alpha)
+
+    def scaling_of(self, name: str) -> float:
+        """The factor in front of B A of the layer with this full dotted name."""
+        rank = self.rank_of(name)
+        return self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field name, what is wrong and what to do) for every value out of range."""
-        if self.rank < 1:
-            yield "rank", f"is {self.rank}; a low-rank update needs a rank of 1 or more"
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            yield "alpha", f"is {self.alpha}; give a positive number, 2 x rank is a good start"
+        for name, rank in (("rank", self.rank), *_entries("rank_pattern", self.rank_pattern)):
+            if rank < 1:
+                yield name, f"is {rank}; a low-rank update needs a rank of 1 or more"
+        alphas = () if self.alpha is None else (("alpha", self.alpha),)
+        for name, alpha in (*alphas, *_entries("alpha_pattern", self.alpha_pattern)):
+            if not (math.isfinite(alpha) and alpha > 0):
+                yield name, f"is {alpha}; give a positive number, 2 x rank is a good start"
+        if self.rslora and self.alpha is None:
+            yield (
+                "rslora",
+                "needs alpha: the default, 2 x rank, is meant for the scale alpha / rank; 16 is a good start",
+            )
         if not 0 <= self.dropout < 1:
             yield "dropout", f"is {self.dropout}; give a probability in [0, 1)"
+        if not (math.isfinite(self.loraplus_ratio) and self.loraplus_ratio > 0):
+            yield "loraplus_ratio", f"is {self.loraplus_ratio}; give a positive number, 1 = the same learning rate"
         if not self.targets:
             yield "targets", "is empty; name at least one linear layer, for example q_proj"
-        if any(not pattern for pattern in self.targets):
-            yield "targets", "holds an empty pattern, which matches nothing; remove it"
+        for name in ("targets", "modules_to_save", "rank_pattern", "alpha_pattern"):
+            if any(not pattern for pattern in getattr(self, name)):
+                yield name, "holds an empty pattern, which matches nothing; remove it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +108,36 @@ class MonteCLoRAConfig(LoRAConfig):
     analytic_kl: bool = False
     """Use the expectation of the normal KL over the Wishart draw in place of its value at the draw."""
 
+    start_step: int = 0
+    """Optimizer steps of plain LoRA before the cooperative phase, in which there are noise and penalty."""
+
+    posthoc: bool = False
+    """In the cooperative phase train the variational parameters only; A and B stay what LoRA made them."""
+
+    coop_lr_ratio: float = 1.0
+    """Factor on the learning rate in the cooperative phase (the authors' scripts use 5)."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (field name, what is wrong and what to do) for every value out of range."""
         yield from super().problems()
         if self.num_samples < 1:
             yield "num_samples", f"is {self.num_samples}; a mixture needs 1 or more Gaussians, the paper uses 4"
-        for field in ("noise_scale", "kl_weight", "coop_weight"):
-            value = getattr(self, field)
+        for name in ("noise_scale", "kl_weight", "coop_weight"):
+            value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                yield field, f"is {value}; give 0 (off) or a positive number"
+                yield name, f"is {value}; give 0 (off) or a positive number"
         if not (math.isfinite(self.dirichlet_prior) and self.dirichlet_prior > 0):
             yield "dirichlet_prior", f"is {self.dirichlet_prior}; a concentration is positive, 1 is uniform"
         if self.estimator not in ("collapsed", "sampled"):
             yield "estimator", f"is {self.estimator!r}; choose `collapsed` or `sampled`"
+        if self.start_step < 0:
+            yield "start_step", f"is {self.start_step}; give 0 (noise from the start) or a number of steps"
+        if not (math.isfinite(self.coop_lr_ratio) and self.coop_lr_ratio > 0):
+            yield "coop_lr_ratio", f"is {self.coop_lr_ratio}; give a positive number, 1 = an unchanged learning rate"
 
 
 def is_target(name: str, targets: Iterable[str]) -> bool:
-    """Tell whether the linear layer with this full dotted name matches any of the patterns of `LoRAConfig.targets`."""
+    """Tell whether the module with this full dotted name matches any of the patterns of `LoRAConfig.targets`."""
     return any(matches(name, pattern) for pattern in targets)
 
 
@@ -97,10 +146,41 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name if "." in pattern else name.rpartition(".")[2], pattern)
 
 
-def count_adapter_parameters(shapes: Iterable[tuple[int, int]], config: LoRAConfig) -> int:
-    """Count the trainable parameters of an adapter on linears of these (in_features, out_features).
+def is_inside(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a dotted name, or that of a module it lies in, matches any of the patterns."""
+    parts = name.split(".")
+    outer = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(is_target(module, patterns) for module in outer)
+
+
+def rank_problem(name: str, shape: tuple[int, int], config: LoRAConfig) -> str | None:
+    """What is wrong with the rank of the layer `name` of (in_features, out_features), or None."""
+    rank = config.rank_of(name)
+    if rank < min(shape):
+        return None
+    setting = next((f"rank_pattern {p}" for p in config.rank_pattern if matches(name, p)), "rank")
+    return (
+        f"{setting} = {rank} is no low rank for {name}, which is {shape[0]} x {shape[1]}; "
+        f"give less than {min(shape)}, for this layer alone with rank_pattern"
+    )
+
+
+def count_adapter_parameters(layers: Mapping[str, tuple[int, int]], config: LoRAConfig) -> int:
+    """Count the trainable parameters of an adapter on linears of these names and (in_features, out_features).
 
     Each layer has A [r, in] and B [out, r]; MonteCLoRA adds r log standard deviations and N log concentrations.
     """
-    variational = config.rank + config.num_samples if isinstance(config, MonteCLoRAConfig) else 0
-    return sum(config.rank * (fan_in + fan_out) + variational for fan_in, fan_out in shapes)
+    num_samples = config.num_samples if isinstance(config, MonteCLoRAConfig) else 0
+    total = 0
+    for name, (fan_in, fan_out) in layers.items():
+        rank = config.rank_of(name)
+        total += rank * (fan_in + fan_out) + (rank + num_samples if num_samples else 0)
+    return total
+
+
+def _first_match(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if matches(name, pattern)), default)
+
+
+def _entries(field_name: str, patterns: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{field_name}.{pattern}", value) for pattern, value in patterns.items()]

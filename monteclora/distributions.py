@@ -16,7 +16,6 @@ Divergences are the textbook ones: every one of them is >= 0 and is 0 only when 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ def dirichlet_kl(alpha: Tensor, alpha0: Tensor | float) -> Tensor:
     return log_norm - log_norm0 + ((alpha - alpha0) * mean_log).sum(-1)
 
 
-def wishart_kl(log_std: Tensor, df: float) -> Tensor:
+def wishart_kl(log_std: Tensor, df: float | Tensor) -> Tensor:
     """KL(Wishart(V, df) || Wishart(I, df)) with V = diag(exp log_std)^2, over the last axis of log_std [..., r].
 
     (df / 2)(tr V - ln det V - r) = (df / 2) sum_j (exp(2 s_j) - 1 - 2 s_j)
@@ -63,16 +62,16 @@ def normal_kl(variance: Tensor, num_samples: int) -> Tensor:
     return num_samples / 2 * (variance - torch.log(variance) - 1).sum(-1)
 
 
-def expected_normal_kl(log_std: Tensor, num_samples: int) -> Tensor:
-    """Expectation of `normal_kl` over the Wishart draw with r degrees of freedom, for log_std [..., r].
+def expected_normal_kl(log_std: Tensor, num_samples: int, df: float | Tensor | None = None) -> Tensor:
+    """Expectation of `normal_kl` over the Wishart draw, over the last axis of log_std [..., r].
 
-    (N / 2) sum_j (r exp(2 s_j) - 2 s_j - psi(r / 2) - ln 2 - 1), from E w = r and E ln w = psi(r / 2) + ln 2 of a
-    chi-square w with r degrees of freedom. The floor under the variance is left out.
+    (N / 2) sum_j (df exp(2 s_j) - 2 s_j - psi(df / 2) - ln 2 - 1), from E w = df and E ln w = psi(df / 2) + ln 2 of a
+    chi-square w with df degrees of freedom, by default r. The floor under the variance is left out.
     """
     twice = 2 * wide(log_std)
-    rank = log_std.shape[-1]
-    constant = _digamma(rank / 2) + math.log(2) + 1
-    return num_samples / 2 * (rank * torch.exp(twice) - twice - constant).sum(-1)
+    df = torch.as_tensor(log_std.shape[-1] if df is None else df, dtype=twice.dtype, device=twice.device).unsqueeze(-1)
+    constant = torch.digamma(df / 2) + math.log(2) + 1
+    return num_samples / 2 * (df * torch.exp(twice) - twice - constant).sum(-1)
 
 
 def logistic_normal(log_concentration: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,23 +96,25 @@ def sample_simplex(log_concentration: Tensor, noise: Tensor) -> Tensor:
     return torch.softmax(torch.addcmul(mean, variance.sqrt(), noise), dim=-1)
 
 
-def sample_std(log_std: Tensor, noise: Tensor) -> Tensor:
-    """Sigma^1/2 [..., r]: root of the diagonal of a Wishart(V, df) draw, for standard normal noise [..., r, df].
+def sample_std(log_std: Tensor, chi_square: Tensor) -> Tensor:
+    """Sigma^1/2 [..., r]: root of the diagonal of a Wishart(V, df) draw, for chi-squares with df degrees of freedom.
 
-    The diagonal of a Wishart(I, df) matrix is r independent chi-squares with df degrees of freedom, each the squared
-    length of df standard normals, so the root is exp(s_j) times that length. The variance is held at `VARIANCE_FLOOR`
-    or above. Below the floor the gradient is 0: the exact path-wise gradient of the floored objective, and finite
-    however small the draw. A dimension cannot get stuck there, since `wishart_kl` is taken before the floor and pulls
-    its s_j back up.
+    The diagonal of a Wishart(I, df) matrix is r independent chi-squares with df degrees of freedom, so the root is
+    exp(s_j) sqrt(w_j) for w = chi_square [..., r]. The variance is held at `VARIANCE_FLOOR` or above. Below the floor
+    the gradient is 0: the exact path-wise gradient of the floored objective, and finite however small the draw. A
+    dimension cannot get stuck there, since `wishart_kl` is taken before the floor and pulls its s_j back up.
     """
-    return (torch.exp(wide(log_std)) * torch.linalg.vector_norm(noise, dim=-1)).clamp_min(math.sqrt(VARIANCE_FLOOR))
+    return (torch.exp(wide(log_std)) * chi_square.sqrt()).clamp_min(math.sqrt(VARIANCE_FLOOR))
+
+
+def chi_square(df: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw chi-squares [...] with df [...] degrees of freedom, twice a Gamma(df / 2) with rate 1.
+
+    torch.distributions.Chi2 draws the same way, but from the default generator only.
+    """
+    return 2 * torch._standard_gamma(df / 2, generator=generator)
 
 
 def wide(values: Tensor) -> Tensor:
     """Widen half precision to fp32; leave fp32 and fp64 as they are."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-@lru_cache
-def _digamma(x: float) -> float:
-    return float(torch.digamma(torch.tensor(x, dtype=torch.float64)))

@@ -6,56 +6,71 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from monteclora.config import LoRAConfig
+from monteclora.low_rank import low_rank_linear
 
 
 class LoRALinear(nn.Module):
-    """y = base(x) + (alpha / r) B A dropout(x), with A [r, in] and B [out, r].
+    """y = W x + b + scaling * B A dropout(x), with W [out, in] frozen, A [r, in] and B [out, r].
 
-    The frozen layer is a child and A and B are this module's own parameters. Under ZeRO-3, which gathers a module's own
-    parameters around that module's forward only, each is then whole exactly where it is used. A starts
-    kaiming-uniform(a = sqrt 5) and B at 0, so a new adapter changes nothing. Both have the base weight's dtype and
-    device; their first values depend on `generator` alone, not on either.
+    The frozen weight, A and B are this module's own parameters, the weight under the name it had in the linear layer.
+    Under ZeRO-3, which gathers a module's own parameters around that module's forward and backward, each is then whole
+    exactly where it is used. A starts kaiming-uniform(a = sqrt 5) and B at 0, so a new adapter changes nothing. Their
+    first values depend on `generator` alone, not on dtype or device.
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        *,
+        rank: int,
+        scaling: float,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Take over `base`'s parameters; `dtype` is that of A and B, the weight's when it is None."""
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.weight, self.bias = base.weight.requires_grad_(False), base.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.rank, self.scaling, self.dropout = config.rank, config.scaling, config.dropout
-        first_A = torch.empty(self.rank, self.in_features, dtype=torch.float32, device="cpu")
+        self.rank, self.scaling, self.dropout = rank, scaling, dropout
+        first_A = torch.empty(rank, self.in_features, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(first_A, a=math.sqrt(5), generator=generator)
-        self.lora_A = self._new_parameter(first_A)
-        self.lora_B = self._new_parameter(torch.zeros(self.out_features, self.rank, device="cpu"))
+        self.lora_A = nn.Parameter(first_A.to(device=self.weight.device, dtype=dtype or self.weight.dtype))
+        self.lora_B = nn.Parameter(self.lora_A.new_zeros(self.out_features, rank))
         self.train(base.training)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight, for models that ask a layer for its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias."""
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        return self.base(x) + self.update(x, self.lora_A)
+        return low_rank_linear(
+            x,
+            self.weight,
+            self.bias,
+            self.lora_A,
+            self.lora_B,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+        )
 
-    def update(self, x: Tensor, a: Tensor) -> Tensor:
-        """The low-rank part (alpha / r) B a dropout(x) [..., out] for x [..., in] and a [r, in]."""
-        hidden = F.linear(F.dropout(x, self.dropout, self.training), a)
-        return F.linear(hidden * self.scaling, self.lora_B)
+    def update(self) -> Tensor:
+        """What the adapter adds to the weight, scaling * B A [out, in], in fp32 (or fp64)."""
+        wide = torch.promote_types(self.lora_A.dtype, torch.float32)
+        return self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+
+    def plain(self) -> nn.Linear:
+        """A plain linear layer around the same weight and bias."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         """Short description for `print(model)`."""
-        return f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
-
-    def _new_parameter(self, first: Tensor) -> nn.Parameter:
-        return nn.Parameter(first.to(device=self.base.weight.device, dtype=self.base.weight.dtype))
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+        )

@@ -1,50 +1,26 @@
-"""Adapters on disk, in the layout that PEFT and everything built on it reads, and adapters merged into the weights.
+"""Adapters saved in the layout that PEFT and everything built on it reads, and loaded from it.
 
-::
-
-    adapter_config.json          PEFT's own description: a plain LoRA
-    adapter_model.safetensors    base_model.model.<layer>.lora_A.weight [r, in] and .lora_B.weight [out, r]
-    monteclora.json              MonteCLoRA only: its settings
-    variational.safetensors      MonteCLoRA only: <layer>.log_std [r] and <layer>.log_concentration [N]
-
-For anybody else a MonteCLoRA adapter is thus the LoRA it is in evaluation, its posterior mean; `load_peft` restores all
-of it.
+For anybody else a MonteCLoRA adapter is the LoRA it is in evaluation, its posterior mean; `load_peft` restores all of it.
+Nothing in the files (see `monteclora.stored_adapter`) depends on how layers are grouped into blocks.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from monteclora.adapter import Adapter, linear_names, replace_module, wrap_linears
-from monteclora.config import LoRAConfig, MonteCLoRAConfig, is_target
+from monteclora.adapter import Adapter, linear_names, wrap_linears
+from monteclora.config import LoRAConfig, MonteCLoRAConfig, is_inside
 from monteclora.errors import AdapterError
-from monteclora.lora import LoRALinear
-
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-OWN_CONFIG, OWN_WEIGHTS = "monteclora.json", "variational.safetensors"
-SCHEMA = 1
-
-_PREFIX = "base_model.model."
-_PLAIN_LORA = {
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-}
-"""Settings of PEFT that change what a LoRA computes, and the values at which they do not."""
+from monteclora.fingerprint import Gather, adapter_fingerprint, is_whole
+from monteclora.fingerprint import base_fingerprint as fingerprint_of
+from monteclora.peft_config import to_peft
+from monteclora.stored_adapter import OWN_CONFIG, StoredAdapter, read_adapter, write_adapter
 
 
 def save_peft(
@@ -53,216 +29,263 @@ def save_peft(
     base_model_name: str = "",
     *,
     tensors: Mapping[str, Tensor] | None = None,
+    base_fingerprint: str | None = None,
 ) -> None:
     """Write the adapter to `directory`, each file under a temporary name first.
 
     Args:
-        adapter: what to save.
+        adapter: what to save, before it is merged into its model.
         directory: made if it is not there; files of an earlier adapter are replaced.
         base_model_name: name or path of the frozen model, for readers that fetch it themselves.
         tensors: full values by the names of `adapter.parameters()`. Give them when the parameters are sharded, and the
             adapter's own hold nothing; the default is the adapter's own.
+        base_fingerprint: `monteclora.fingerprint.base_fingerprint` of the adapted layers' frozen weights. Not given: it
+            is computed, unless they are sharded, and then left out.
 
     Raises:
-        AdapterError: tensors that are missing, unknown or empty.
+        AdapterError: an adapter that is merged, or tensors that are missing, unknown or empty.
     """
-    values = _full_tensors(adapter, adapter.parameters() if tensors is None else tensors)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    lora = {f"{_PREFIX}{name}.weight": value for name, value in values.items() if _is_lora(name)}
-    variational = {name: value for name, value in values.items() if not _is_lora(name)}
-    _write_tensors(directory / PEFT_WEIGHTS, lora)
-    if variational:
-        _write_tensors(directory / OWN_WEIGHTS, variational)
-        _write_json(directory / OWN_CONFIG, {"schema": SCHEMA, "method": "monteclora", **asdict(adapter.config)})
-    else:
-        (directory / OWN_WEIGHTS).unlink(missing_ok=True)
-        (directory / OWN_CONFIG).unlink(missing_ok=True)
-    _write_json(directory / PEFT_CONFIG, _peft_config(adapter, base_model_name))
+    if any(adapter.model.get_submodule(name) is not layer for name, layer in adapter.modules.items()):
+        raise AdapterError(
+            "the adapter is merged into its model, whose weights are no longer those it was trained on; save it before "
+            "merging, or unmerge it first (unmerge_adapter)"
+        )
+    tensors = adapter.parameters() if tensors is None else tensors
+    _check_given(adapter, tensors)
+    in_full = {name: tensors[name] for name in adapter.saved}
+    # PEFT needs an entry for every name of a weight that is tied to others.
+    names = _parameter_names(adapter.model)
+    for name, parameter in adapter.saved.items():
+        in_full |= {other: tensors[name] for other in names.get(parameter, ())}
+    stored = StoredAdapter(
+        config=adapter.config,
+        low_rank=_low_rank(adapter, tensors),
+        in_full=in_full,
+        variational=_variational(adapter, tensors),
+        base_fingerprint=base_fingerprint or adapter_fingerprint(adapter),
+        is_ours=True,
+    )
+    peft_config = to_peft(
+        adapter.config,
+        adapter.modules,
+        in_full,
+        base_model_name=base_model_name,
+        model_class=type(adapter.model).__name__,
+        model_library=type(adapter.model).__module__,
+    )
+    write_adapter(Path(directory), stored, peft_config)
 
 
-def load_peft(model: nn.Module, directory: str | Path) -> Adapter:
+def load_peft(
+    model: nn.Module, directory: str | Path, *, dtype: torch.dtype | None = None, check_base: bool = True
+) -> Adapter:
     """Put the adapter saved in `directory` on `model`, whose other parameters are frozen, and return it.
 
-    Reads plain LoRA adapters of PEFT as well as what `save_peft` wrote.
+    Reads LoRA adapters of PEFT as well as what `save_peft` wrote.
+
+    Args:
+        model: the base the adapter was trained on, nothing merged into it.
+        directory: of the adapter's files.
+        dtype: of the adapter's parameters, as in `attach_adapter`.
+        check_base: refuse a base whose fingerprint differs from the saved one. False is for weights that differ from
+            the right ones in rounding only, in fp16 for example.
 
     Raises:
-        AdapterError: files missing or damaged, a kind of adapter other than LoRA, or one made for another model.
+        AdapterError: files missing or damaged, an adapter that is more than a LoRA, or one made for another model. The
+            model is then as it was.
     """
-    directory = Path(directory)
-    peft = _read_json(directory / PEFT_CONFIG)
-    tensors = _from_peft(directory, peft)
-    own = _read_json(directory / OWN_CONFIG) if (directory / OWN_CONFIG).exists() else None
-    if own is not None:
-        tensors |= _read_tensors(directory / OWN_WEIGHTS)
-    names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     linears = linear_names(model)
-    if foreign := [name for name in names if name not in linears]:
+    stored = read_adapter(Path(directory), linears, [name for name, _ in model.named_modules() if name])
+    if foreign := [name for name in stored.layers if name not in linears]:
         raise AdapterError(
-            f"{directory} adapts {foreign[0]} ({len(foreign)} of {len(names)} layers), which is not a linear layer of "
-            "this model; load the model it was trained on"
+            f"{directory} adapts {foreign[0]} ({len(foreign)} of {len(stored.layers)} layers), which is not a linear "
+            "layer of this model; load the model it was trained on"
         )
-    config = _own_config(directory, own) if own is not None else _lora_config(directory, peft, names, linears)
-    adapter = wrap_linears(model, names, config)
-    parameters = adapter.parameters()
-    _check_same_names(directory, parameters, tensors)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise AdapterError(
-                    f"{name} in {directory} has shape {list(tensors[name].shape)}, this model needs "
-                    f"{list(parameter.shape)}; load the model it was trained on"
-                )
-            parameter.copy_(tensors[name])
+    # In the model's order, as attach_adapter has them.
+    layers = [name for name in linears if name in set(stored.layers)]
+    weights: dict[str, Tensor] = {name: model.get_parameter(f"{name}.weight") for name in layers}
+    in_full = _in_full(model, stored, directory)
+    found = stored.low_rank | _without_copies(stored.in_full, in_full) | stored.variational
+    expected = _expected(stored.config, weights, in_full, has_posterior=isinstance(stored.config, MonteCLoRAConfig))
+    _check_tensors(found, expected, directory, "load the model it was trained on")
+    if check_base and all(map(is_whole, weights.values())):
+        _check_base(stored, fingerprint_of((f"{name}.weight", weight) for name, weight in weights.items()), directory)
+    # A layer that two parents share is saved under one of its names.
+    adapted = {model.get_submodule(name) for name in layers}
+    aliases = [name for name in linears if model.get_submodule(name) in adapted and name not in weights]
+    adapter = wrap_linears(model, layers + aliases, stored.config, dtype=dtype)
+    _copy(found, adapter)
     return adapter
 
 
-def merge_adapter(model: nn.Module) -> None:
-    """Add every adapter's update to its frozen weight, W + (alpha / r) B A, and put the plain layer back, in place.
+def load_weights(
+    adapter: Adapter,
+    directory: str | Path,
+    base_fingerprint: str | None = None,
+    *,
+    check_base: bool = True,
+    gather: Gather | None = None,
+) -> None:
+    """Set the values of an attached adapter to those saved in `directory`, as the start of another training.
 
-    The sum is taken in fp32 and rounded once to the weight's dtype.
+    The saved adapter must have the same layers, ranks and alphas, and the same modules in full. Variational values are
+    set where both are MonteCLoRA; a MonteCLoRA adapter that starts from a LoRA keeps its own.
+
+    Args:
+        adapter: attached with settings of its own; its low-rank and variational parameters are whole.
+        directory: of the saved adapter's files, ours or PEFT's.
+        base_fingerprint: of the frozen weights. Not given: it is computed, unless they are sharded and `gather` is not
+            given; then a wrong base is not found out.
+        check_base: as in `load_peft`.
+        gather: makes parameters of a sharded base whole, one at a time, to look at and, those of `modules_to_save`, to
+            write to; for DeepSpeed `lambda parameter: GatheredParameters([parameter], modifier_rank=0)`. All ranks call
+            this function then.
 
     Raises:
-        AdapterError: the model has no adapter, or its weights are sharded.
+        AdapterError: files missing or damaged, or what is saved does not fit. The adapter is then as it was.
     """
-    layers = {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, LoRALinear)
-    }
-    if not layers:
-        raise AdapterError("the model has no adapter to merge; attach or load one first")
-    for name, layer in layers.items():
-        if not all(p.numel() for p in (layer.base.weight, layer.lora_A, layer.lora_B)):
-            raise AdapterError(f"{name} is sharded and holds no values here; gather the full weights before merging")
-    with torch.no_grad():
-        for layer in dict.fromkeys(layers.values()):
-            update = layer.scaling * (layer.lora_B.float() @ layer.lora_A.float())
-            layer.base.weight.copy_(layer.base.weight.float() + update)
-    for name, layer in layers.items():
-        replace_module(model, name, layer.base)
+    for name, parameter in adapter.parameters().items():
+        if not is_whole(parameter) and (gather is None or name not in adapter.saved):
+            raise AdapterError(f"{name} is sharded and cannot be set; load weights before that, or give `gather`")
+    stored = read_adapter(Path(directory), adapter.modules, ())
+    found = stored.low_rank | _without_copies(stored.in_full, adapter.saved)
+    # Between a LoRA and a MonteCLoRA, either way round, A and B are what they share.
+    has_posterior = bool(stored.variational) and bool(adapter.posteriors)
+    if has_posterior:
+        found |= stored.variational
+    weights = {name: layer.weight for name, layer in adapter.modules.items()}
+    expected = _expected(adapter.config, weights, adapter.saved, has_posterior=has_posterior)
+    _check_tensors(found, expected, directory, "give the new adapter the settings of the saved one")
+    for name in adapter.modules:
+        was, is_now = stored.config.scaling_of(name), adapter.config.scaling_of(name)
+        if not math.isclose(was, is_now):
+            raise AdapterError(
+                f"{name} in {directory} is scaled by {was:g}, in this adapter by {is_now:g}, so that the same values "
+                "would be another update; set alpha (and rslora) as they were"
+            )
+    if check_base and (fingerprint := base_fingerprint or adapter_fingerprint(adapter, gather)):
+        _check_base(stored, fingerprint, directory)
+    _copy(found, adapter, gather)
 
 
-def _is_lora(name: str) -> bool:
-    return name.endswith((".lora_A", ".lora_B"))
-
-
-def _full_tensors(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check that these are all of the adapter's values, and copy them to contiguous CPU tensors."""
-    _check_same_names("the tensors to save", adapter.parameters(), tensors)
-    if empty := [name for name, value in tensors.items() if value.numel() == 0]:
+def _check_given(adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    wanted = adapter.parameters()
+    if missing := [name for name in wanted if name not in tensors]:
+        raise AdapterError(f"the tensors to save: {len(missing)} adapter tensors are missing, first {missing[0]}")
+    if unknown := [name for name in tensors if name not in wanted]:
+        raise AdapterError(
+            f"the tensors to save: {len(unknown)} tensors are not part of the adapter, first {unknown[0]}"
+        )
+    if empty := [name for name, value in tensors.items() if not is_whole(value)]:
         raise AdapterError(
             f"{len(empty)} tensors hold nothing, first {empty[0]}: they are sharded; gather the full values and pass "
             "them as `tensors`"
         )
-    return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
 
 
-def _check_same_names(where: str | Path, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    if missing := [name for name in wanted if name not in got]:
-        raise AdapterError(f"{where}: {len(missing)} adapter tensors are missing, first {missing[0]}")
-    if unknown := [name for name in got if name not in wanted]:
-        raise AdapterError(f"{where}: {len(unknown)} tensors are not part of the adapter, first {unknown[0]}")
+def _expected(
+    config: LoRAConfig, weights: Mapping[str, Tensor], in_full: Mapping[str, Tensor], *, has_posterior: bool
+) -> dict[str, list[int]]:
+    """Names and shapes of what an adapter of these settings on these frozen weights stores."""
+    shapes = {name: _shape(parameter) for name, parameter in in_full.items()}
+    for name, weight in weights.items():
+        fan_out, fan_in = _shape(weight)
+        rank = config.rank_of(name)
+        shapes |= {f"{name}.lora_A": [rank, fan_in], f"{name}.lora_B": [fan_out, rank]}
+        if has_posterior and isinstance(config, MonteCLoRAConfig):
+            shapes |= {f"{name}.log_std": [rank], f"{name}.log_concentration": [config.num_samples]}
+    return shapes
 
 
-def _peft_config(adapter: Adapter, base_model_name: str) -> dict[str, Any]:
-    config = adapter.config
-    # PEFT reads a plain name as the last component of a layer's name, as we do; it knows no wildcards.
-    plain = not any(c in pattern for pattern in config.targets for c in "*?[.")
+def _check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, list[int]], directory: str | Path, advice: str
+) -> None:
+    if missing := [name for name in expected if name not in found]:
+        raise AdapterError(
+            f"{directory}: {len(missing)} tensors of the adapter are missing, first {missing[0]}; {advice}"
+        )
+    if unknown := [name for name in found if name not in expected]:
+        raise AdapterError(
+            f"{directory}: {len(unknown)} tensors are not part of the adapter, first {unknown[0]}: neither the update "
+            f"of an adapted linear layer nor in a module of modules_to_save; {advice}"
+        )
+    for name, shape in expected.items():
+        if _shape(found[name]) != shape:
+            raise AdapterError(
+                f"{name} in {directory} has shape {_shape(found[name])}, here it needs {shape}; {advice}"
+            )
+
+
+def _check_base(stored: StoredAdapter, fingerprint: str, directory: str | Path) -> None:
+    if stored.base_fingerprint not in (None, fingerprint):
+        raise AdapterError(
+            f"{Path(directory) / OWN_CONFIG}: the adapter was trained on another base, with fingerprint "
+            f"{str(stored.base_fingerprint)[:12]}, where this one has {fingerprint[:12]}; load the model it was "
+            "trained on, nothing merged into it, or pass check_base=False if only rounding differs"
+        )
+
+
+def _in_full(model: nn.Module, stored: StoredAdapter, directory: str | Path) -> dict[str, nn.Parameter]:
+    """The parameters of the stored adapter's modules_to_save, each under the first of its names in there."""
+    found: dict[str, nn.Parameter] = {}
+    for parameter, names in _parameter_names(model).items():
+        chosen = [name for name in names if is_inside(name.rpartition(".")[0], stored.config.modules_to_save)]
+        if not chosen:
+            continue
+        found[chosen[0]] = parameter
+        if not stored.is_ours and (apart := [name for name in names if name not in stored.in_full]):
+            raise AdapterError(
+                f"{directory} holds {chosen[0]} but not {apart[0]}, which this model ties to it: PEFT has trained it "
+                "apart; give the model a weight for each before loading"
+            )
+    return found
+
+
+def _without_copies(stored: Mapping[str, Tensor], in_full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored of the parameters in full, less the copies of tied ones under their other names."""
+    wanted = [value for name, value in stored.items() if name in in_full]
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name,
-        "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": list(config.targets if plain else adapter.modules),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_dora": False,
-        "use_rslora": False,
+        name: value
+        for name, value in stored.items()
+        if name in in_full or not any(value.dtype == other.dtype and torch.equal(value, other) for other in wanted)
     }
 
 
-def _from_peft(directory: Path, peft: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read PEFT's tensors under our names, refusing every adapter that is not a plain LoRA on linear layers."""
-    if peft.get("peft_type") != "LORA":
-        raise AdapterError(f"{directory / PEFT_CONFIG} holds a {peft.get('peft_type')} adapter; only LORA can be read")
-    for setting, plain in _PLAIN_LORA.items():
-        if setting in peft and peft[setting] not in plain:
-            raise AdapterError(
-                f"{directory / PEFT_CONFIG} sets {setting} to {peft[setting]!r}, which is more than a plain LoRA; "
-                "merge it into its base model with PEFT and load the result as a model"
-            )
-    tensors: dict[str, Tensor] = {}
-    for key, value in _read_tensors(directory / PEFT_WEIGHTS).items():
-        name = key.removeprefix(_PREFIX).removesuffix(".weight")
-        if not (key.startswith(_PREFIX) and key.endswith(".weight") and _is_lora(name)):
-            raise AdapterError(f"{directory / PEFT_WEIGHTS} holds {key}, which is not part of a LoRA on linear layers")
-        tensors[name] = value
-    return tensors
+def _copy(tensors: Mapping[str, Tensor], adapter: Adapter, gather: Gather | None = None) -> None:
+    values = {name: parameter.detach() for name, parameter in adapter.parameters().items()}
+    places = _low_rank(adapter, values) | _variational(adapter, values)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name in adapter.saved:
+                with gather(adapter.saved[name]) if gather else contextlib.nullcontext():
+                    adapter.saved[name].copy_(value)
+            else:
+                places[name].copy_(value)
 
 
-def _lora_config(directory: Path, peft: Mapping[str, Any], names: list[str], linears: list[str]) -> LoRAConfig:
-    try:
-        rank, alpha, dropout = int(peft["r"]), float(peft["lora_alpha"]), float(peft.get("lora_dropout", 0.0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"{directory / PEFT_CONFIG} has no usable r, lora_alpha, lora_dropout ({error})") from error
-    listed = peft.get("target_modules")
-    targets = tuple(listed) if isinstance(listed, list) else ()
-    # PEFT accepts other patterns than we do, a regular expression for one; the layers themselves always say it.
-    if {name for name in linears if is_target(name, targets)} != set(names):
-        targets = tuple(names)
-    return LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+def _low_rank(adapter: Adapter, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values[name] for layer in adapter.modules for name in (f"{layer}.lora_A", f"{layer}.lora_B")}
 
 
-def _own_config(directory: Path, own: Mapping[str, Any]) -> MonteCLoRAConfig:
-    if own.get("schema") != SCHEMA:
-        raise AdapterError(
-            f"{directory / OWN_CONFIG} has schema {own.get('schema')}, this version reads {SCHEMA}; "
-            "use the version that wrote it"
-        )
-    known = {field.name for field in fields(MonteCLoRAConfig)}
-    settings: dict[str, Any] = {key: value for key, value in own.items() if key in known}
-    return MonteCLoRAConfig(**settings | {"targets": tuple(own.get("targets", ()))})
+def _variational(adapter: Adapter, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The blocks' variational values, as views of them by layer."""
+    views: dict[str, Tensor] = {}
+    for name, posterior in adapter.posteriors.items():
+        log_std = values[f"{name}.log_std"].split(posterior.ranks)
+        log_concentration = values[f"{name}.log_concentration"].unbind()
+        for layer, s, t in zip(posterior.layers, log_std, log_concentration, strict=True):
+            views |= {f"{layer}.log_std": s, f"{layer}.log_concentration": t}
+    return views
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path} is missing; give the directory of a saved adapter") from None
-    except ValueError as error:
-        raise AdapterError(f"{path} is not JSON ({error}); save the adapter again") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} holds no JSON object; save the adapter again")
-    return content
+def _parameter_names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter: more than one where modules share it."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise AdapterError(f"{path} is missing; save the adapter again, in safetensors format") from None
-    except SafetensorError as error:
-        raise AdapterError(f"{path} is damaged ({error}); save the adapter again") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _publish(temporary, path)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    _publish(temporary, path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Make sure the bytes are on disk, then give the file its name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _shape(tensor: Tensor) -> list[int]:
+    # ZeRO-3 keeps the shape of a sharded parameter under another name.
+    return list(getattr(tensor, "ds_shape", tensor.shape))

@@ -1,11 +1,22 @@
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import monteclora
-from monteclora.config import LoRAConfig, MonteCLoRAConfig, count_adapter_parameters, is_target
+from monteclora.config import (
+    LoRAConfig,
+    MonteCLoRAConfig,
+    count_adapter_parameters,
+    is_inside,
+    is_target,
+    rank_problem,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -13,20 +24,32 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("config", "field", "words"),
     [
-        (LoRAConfig(rank=0), "rank", "is 0;"),
-        (LoRAConfig(alpha=0.0), "alpha", "positive"),
-        (LoRAConfig(alpha=float("nan")), "alpha", "is nan"),
-        (LoRAConfig(dropout=1.0), "dropout", "[0, 1)"),
-        (LoRAConfig(dropout=-0.1), "dropout", "is -0.1"),
-        (LoRAConfig(targets=()), "targets", "is empty"),
-        (LoRAConfig(targets=("q_proj", "")), "targets", "empty pattern"),
+        (LoRAConfig(rank=0), "rank", "is 0; a low-rank update needs a rank of 1 or more"),
         (MonteCLoRAConfig(rank=-1), "rank", "is -1"),
-        (MonteCLoRAConfig(num_samples=0), "num_samples", "1 or more"),
-        (MonteCLoRAConfig(noise_scale=-1e-5), "noise_scale", "0 (off)"),
+        (LoRAConfig(rank_pattern={"q_proj": 4, "k_proj": 0}), "rank_pattern.k_proj", "is 0; a low-rank update needs"),
+        (LoRAConfig(alpha=0.0), "alpha", "is 0.0; give a positive number"),
+        (LoRAConfig(alpha=float("nan")), "alpha", "is nan"),
+        (LoRAConfig(alpha=float("inf")), "alpha", "is inf"),
+        (LoRAConfig(alpha_pattern={"q_proj": -2.0}), "alpha_pattern.q_proj", "is -2.0; give a positive number"),
+        (LoRAConfig(rslora=True), "rslora", "needs alpha"),
+        (LoRAConfig(dropout=1.0), "dropout", "is 1.0; give a probability in [0, 1)"),
+        (LoRAConfig(dropout=-0.1), "dropout", "is -0.1"),
+        (LoRAConfig(dropout=float("nan")), "dropout", "is nan"),
+        (LoRAConfig(loraplus_ratio=0.0), "loraplus_ratio", "is 0.0; give a positive number"),
+        (LoRAConfig(targets=()), "targets", "is empty; name at least one linear layer"),
+        (LoRAConfig(targets=("q_proj", "")), "targets", "holds an empty pattern"),
+        (LoRAConfig(modules_to_save=("",)), "modules_to_save", "holds an empty pattern"),
+        (LoRAConfig(rank_pattern={"": 4}), "rank_pattern", "holds an empty pattern"),
+        (LoRAConfig(alpha_pattern={"": 4}), "alpha_pattern", "holds an empty pattern"),
+        (MonteCLoRAConfig(num_samples=0), "num_samples", "is 0; a mixture needs 1 or more Gaussians"),
+        (MonteCLoRAConfig(noise_scale=-1e-5), "noise_scale", "is -1e-05; give 0 (off) or a positive number"),
         (MonteCLoRAConfig(kl_weight=float("inf")), "kl_weight", "is inf"),
         (MonteCLoRAConfig(coop_weight=-1.0), "coop_weight", "is -1.0"),
-        (MonteCLoRAConfig(dirichlet_prior=0.0), "dirichlet_prior", "positive"),
-        (MonteCLoRAConfig(estimator="exact"), "estimator", "`collapsed` or `sampled`"),  # type: ignore[arg-type]
+        (MonteCLoRAConfig(dirichlet_prior=0.0), "dirichlet_prior", "is 0.0; a concentration is positive"),
+        (MonteCLoRAConfig(dirichlet_prior=-1.0), "dirichlet_prior", "is -1.0"),
+        (MonteCLoRAConfig(estimator="exact"), "estimator", "choose `collapsed` or `sampled`"),  # type: ignore[arg-type]
+        (MonteCLoRAConfig(start_step=-1), "start_step", "is -1; give 0 (noise from the start)"),
+        (MonteCLoRAConfig(coop_lr_ratio=0.0), "coop_lr_ratio", "is 0.0; give a positive number"),
     ],
 )
 def test_every_value_out_of_range_is_one_problem(config: LoRAConfig, field: str, words: str) -> None:
@@ -35,9 +58,39 @@ def test_every_value_out_of_range_is_one_problem(config: LoRAConfig, field: str,
     assert words in message
 
 
-def test_defaults_have_no_problem() -> None:
+def test_all_problems_are_found_at_once() -> None:
+    config = MonteCLoRAConfig(rank=0, dropout=2.0, num_samples=0, start_step=-3)
+    assert [name for name, _ in config.problems()] == ["rank", "dropout", "num_samples", "start_step"]
+
+
+def test_defaults_have_no_problem_and_are_those_of_the_study() -> None:
     assert [*LoRAConfig().problems(), *MonteCLoRAConfig().problems()] == []
-    assert LoRAConfig(rank=8, alpha=32).scaling == 4
+    assert [*LoRAConfig(rslora=True, alpha=16).problems()] == []
+    seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert LoRAConfig().targets == seven
+    assert LoRAConfig(rank=64).alpha_of("q_proj") == 128
+
+
+@given(rank=st.integers(1, 512), alpha=st.floats(0.1, 1000))
+def test_scaling_of_the_update(rank: int, alpha: float) -> None:
+    assert LoRAConfig(rank=rank).scaling_of("q_proj") == 2
+    assert LoRAConfig(rank=rank, alpha=alpha).scaling_of("q_proj") == alpha / rank
+    assert LoRAConfig(rank=rank, alpha=alpha, rslora=True).scaling_of("q_proj") == alpha / math.sqrt(rank)
+
+
+def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
+    config = LoRAConfig(
+        rank=8,
+        alpha=32,
+        rank_pattern={"layers.0.*": 2, "q_proj": 4},
+        alpha_pattern={"q_proj": 6, "*_proj": 10},
+    )
+    names = ("layers.0.q_proj", "layers.1.q_proj", "layers.1.v_proj", "lm_head")
+    assert [config.rank_of(name) for name in names] == [2, 4, 8, 8]
+    assert [config.alpha_of(name) for name in names] == [6, 6, 10, 32]
+    assert [config.scaling_of(name) for name in names] == [3, 1.5, 1.25, 4]
+    # Without an alpha, 2 x rank means each layer's own.
+    assert LoRAConfig(rank=8, rank_pattern={"q_proj": 4}).alpha_of("layers.1.q_proj") == 8
 
 
 @pytest.mark.parametrize(
@@ -57,12 +110,43 @@ def test_a_pattern_with_a_dot_is_compared_with_the_full_name(name: str, pattern:
     assert is_target(name, ("never", pattern)) is expected
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern", "expected"),
+    [
+        ("classifier.dense", "classifier", True),
+        ("classifier", "classifier", True),
+        ("roberta.encoder.layer.0.output.dense", "classifier", False),
+        ("model.layers.1.mlp.up_proj", "model.layers.1", True),
+        ("model.layers.11.mlp.up_proj", "model.layers.1", False),
+        ("lm_head", "head", False),
+    ],
+)
+def test_a_module_is_inside_those_around_it(name: str, pattern: str, expected: bool) -> None:
+    assert is_inside(name, ("never", pattern)) is expected
+
+
+def test_rank_must_be_below_the_smaller_side() -> None:
+    assert rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=3)) is None
+    for rank in (4, 5):
+        message = rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=rank))
+        assert message == (
+            f"rank = {rank} is no low rank for a.q_proj, which is 8 x 4; give less than 4, for this layer alone with "
+            "rank_pattern"
+        )
+    own = rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=2, rank_pattern={"a.*": 9}))
+    assert own is not None
+    assert re.match(r"rank_pattern a\.\* = 9 is no low rank for a\.q_proj", own)
+
+
 def test_parameter_count() -> None:
     # Llama-2-7B, 32 blocks, all seven linears at rank 32: 79.95 M.
-    block = [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)]
-    assert count_adapter_parameters(block * 32, LoRAConfig(rank=32)) == 79_953_920
+    sides = [(4096, 4096)] * 4 + [(4096, 11008)] * 2 + [(11008, 4096)]
+    layers = {f"layers.{i}.{j}": side for i in range(32) for j, side in enumerate(sides)}
+    assert count_adapter_parameters(layers, LoRAConfig(rank=32)) == 79_953_920
     extra = 32 * 7 * (32 + 4)
-    assert count_adapter_parameters(block * 32, MonteCLoRAConfig(rank=32)) == 79_953_920 + extra
+    assert count_adapter_parameters(layers, MonteCLoRAConfig(rank=32)) == 79_953_920 + extra
+    pattern = LoRAConfig(rank=32, rank_pattern={"layers.0.*": 16})
+    assert count_adapter_parameters(layers, pattern) == 79_953_920 * 63 // 64
 
 
 def test_configuration_is_read_without_torch() -> None:
@@ -74,6 +158,7 @@ def test_configuration_is_read_without_torch() -> None:
 
 
 def test_public_names_exist() -> None:
+    assert dir(monteclora) == sorted(monteclora.__all__)
     assert all(getattr(monteclora, name).__name__ == name for name in monteclora.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         monteclora.nothing  # noqa: B018
