@@ -20,10 +20,10 @@ MAY_IMPORT = {
 }
 # launch plans with the torch-free part of training and of the adapters.
 LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record", "training.world", "training.files",
-                     "training.ds_json", "monteclora.config"}  # fmt: skip
+                     "training.ds_json", "training.shape", "monteclora.config"}  # fmt: skip
 MAY_IMPORT_DEEPSPEED = {"training/engine.py", "training/model.py"}
 LIGHT = ("launch.plan", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record",
-         "training.command_line", "monteclora.config", "data_pipeline.config", "evals.config", "evals.collect")  # fmt: skip
+         "training.command_line", "monteclora.config", "monteclora.hidden_key.config", "data_pipeline.config", "evals.config", "evals.collect")  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,24 @@ def test_make_targets_exist() -> None:
     named = set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)) | set(re.findall(r"`make ([\w-]+)`", text))
     assert len(named) >= 5
     assert named <= targets
+
+
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape)
+    ids = torch.randint(0, 64, (2, 16))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"model": model, "batches": [{"input_ids": ids, "labels": ids}] * 2}
+    exec(code, names)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    certain: Any = names["certain"]
+    assert certain.log_mean.shape == (2, 16, 64)
+    assert (certain.mutual_information >= 0).all()
