@@ -63,6 +63,9 @@ def print_plan(recipe: Path, ranks: int, overrides: list[str]) -> int:
         f"{cost.tokens_per_step:,} tokens per step in {cost.micro_batches_per_step} micro-batch(es) per rank, "
         f"{cost.tokens:,} in {config.train.steps:,} steps."
     )
+    forwards, backwards = config.hidden_key.passes()
+    if forwards > 1:
+        console.print(f"HiddenKey: {forwards} forward and {backwards} backward pass(es) over every row.")
     console.print("States: weights, gradients, fp32 masters and AdamW moments under ZeRO-3; activations come on top.")
     return 0
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from training.errors import CheckpointError
 from training.files import read_json, sha256, sync_file, sync_folder, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "MANIFEST.json"
 MANIFEST_KEYS = {"step", "progress", "world_size", "optimizer_steps", "parameters", "stream", "files"}
 

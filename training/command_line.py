@@ -101,7 +101,8 @@ def print_help(recipe: Path | None) -> None:
             print(f"{error}\n", file=sys.stderr)
     usage = (
         "deepspeed training/main.py --ds_config JSON --recipe TOML [--section.setting value ...]\n\n"
-        "Items of a list are separated by commas: a,b. The value none unsets what may be None."
+        "Items of a list are separated by commas: a,b. A table is written as in TOML: '{\"*.mlp.*\" = 64}'. "
+        "The value none unsets what may be None."
     )
     tyro.cli(
         Config, args=["--help"], default=defaults, prog="training/main.py", description=usage,

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
+from monteclora.hidden_key.config import HiddenKeyConfig
+from training.shape import Shape, adapter_problems, from_hugging_face
 
 Kind = Literal["none", "lora", "monteclora"]
 
@@ -66,6 +68,14 @@ class ArchitectureConfig:
 
     tie_embeddings: bool = True
     """Share the input embedding with the output head."""
+
+    def shape(self) -> Shape:
+        """The sizes of the model."""
+        return Shape(
+            hidden=self.hidden_size, intermediate=self.intermediate_size, layers=self.num_layers, heads=self.num_heads,
+            kv_heads=self.num_kv_heads, head_dim=self.hidden_size // self.num_heads, vocab=self.vocab_size,
+            is_tied=self.tie_embeddings,
+        )  # fmt: skip
 
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
@@ -122,12 +132,59 @@ class AdapterConfig(MonteCLoRAConfig):
     kind: Kind = "none"
     """none = full finetuning, lora = low-rank adapters, monteclora = Bayesian low-rank adapters."""
 
+    init_from: Path | None = None
+    """Folder of a saved LoRA or MonteCLoRA adapter (PEFT format) whose values the adapter starts with."""
+
     def build(self) -> LoRAConfig | MonteCLoRAConfig | None:
         """Return the chosen adapter's own config, or None for full finetuning."""
         if self.kind == "none":
             return None
         chosen = MonteCLoRAConfig if self.kind == "monteclora" else LoRAConfig
         return chosen(**{f.name: getattr(self, f.name) for f in dataclasses.fields(chosen)})
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range and for an adapter to start with that is not there."""
+        yield from super().problems()
+        if self.init_from is None:
+            return
+        if self.kind == "none":
+            yield (
+                "init_from",
+                "is the start of an adapter, and adapter.kind is none; choose lora or monteclora, or remove it",
+            )
+        elif not self.init_from.is_dir():
+            yield "init_from", "no such folder"
+        elif not (self.init_from / "adapter_config.json").is_file():
+            yield "init_from", "the folder has no adapter_config.json, so it is not a saved adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenKeySection(HiddenKeyConfig):
+    """Dropout for finetuning, with any adapter.kind; its settings count while it is enabled."""
+
+    enabled: bool = False
+    """Train with HiddenKey; evaluation and export are without it."""
+
+    def build(self) -> HiddenKeyConfig | None:
+        """Return HiddenKey's own config, or None while it is not enabled."""
+        if not self.enabled:
+            return None
+        return HiddenKeyConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(HiddenKeyConfig)})
+
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes over every row of a step."""
+        if not (self.enabled and self.has_compensation):
+            return 1, 1
+        return 2, 2 if self.both_branches else 1
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        yield from super().problems()
+        if self.enabled and self.key_rate == self.hidden_rate == 0 and not self.has_compensation:
+            yield (
+                "enabled",
+                "is true, but key_rate and hidden_rate are 0 and there is no compensation; nothing would be done",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +285,9 @@ class CheckpointConfig:
     export: bool = True
     """Write export/ at the end: a PEFT adapter, or the full model as Hugging Face safetensors."""
 
+    export_merged: bool = False
+    """Export an adapter merged into its base, as a full model; the adapter itself is then in export/adapter/."""
+
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
         for name in ("every_steps", "keep"):
@@ -247,6 +307,9 @@ class Config:
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Which parameters train."""
+
+    hidden_key: HiddenKeySection = field(default_factory=HiddenKeySection)
+    """Dropout while training."""
 
     data: DataConfig
     """The text it trains on."""
@@ -278,15 +341,46 @@ class Config:
             )
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
             yield f"eval.{name}", message
-        if self.adapter.kind != "none" and self.model.base is None:
-            yield (
-                "model.base",
-                f"must be set when adapter.kind is {self.adapter.kind!r}: adapters need a pretrained base",
-            )
+        yield from self._adapter_problems()
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
             yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
+
+    def _adapter_problems(self) -> Iterator[Problem]:
+        ours, base = self.adapter, self.model.base
+        if ours.kind != "none" and base is None:
+            yield "model.base", f"must be set when adapter.kind is {ours.kind!r}: adapters need a pretrained base"
+        if ours.kind != "monteclora" and self.eval.posterior_samples > 0:
+            yield (
+                "eval.posterior_samples",
+                "needs adapter.kind monteclora: nothing else has a posterior to draw from; use 0",
+            )
+        if ours.kind == "monteclora":
+            if ours.start_step >= self.train.steps >= 1:
+                yield (
+                    "adapter.start_step",
+                    f"is never reached: train.steps is {self.train.steps}; give a smaller number",
+                )
+            if ours.posthoc and ours.start_step == 0 and ours.init_from is None:
+                yield (
+                    "adapter.posthoc",
+                    "trains the variational parameters of a LoRA that has been trained; set adapter.start_step (steps of "
+                    "LoRA before them) or adapter.init_from (a saved adapter)",
+                )
+        chosen, shape = ours.build(), self._llama_shape()
+        # The adapter's own rules come first: with a rank below 1, say, there is nothing to compare.
+        if chosen is not None and shape is not None and not list(chosen.problems()):
+            for name, message in adapter_problems(chosen, shape):
+                yield f"adapter.{name}", message
+
+    def _llama_shape(self) -> Shape | None:
+        """The sizes of a LLaMA that lies here, or None of another kind of model and of a hub name."""
+        found = None if self.model.base is None else base_shape(self.model.base)
+        try:
+            return from_hugging_face(found) if found and found.get("model_type") == "llama" else None
+        except (KeyError, TypeError, ZeroDivisionError):
+            return None
 
     def _batch_problems(self, world_size: int) -> Iterator[Problem]:
         rows, micro = self.train.global_batch_rows, self.train.micro_batch_rows

@@ -1,8 +1,8 @@
 """The engine: the one place that knows DeepSpeed. A step, its exact loss, and the state behind it.
 
 The loss of a step is the sum of -log p over the step's target tokens on all ranks and micro-batches, divided once by
-their number. DeepSpeed averages gradients over ranks, so each micro-batch is scaled by world size / global targets
-and DeepSpeed's own division by the accumulation is switched off.
+their number; so is the compensation of HiddenKey. DeepSpeed averages gradients over ranks, so each micro-batch is scaled
+by world size / global targets and DeepSpeed's own division by the accumulation is switched off.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from deepspeed.utils import (
 from torch import nn
 
 from data_pipeline.errors import PipelineError
-from monteclora import Adapter
+from monteclora import Adapter, HiddenKey
 from training.config import Config
 from training.loss import IGNORE, summed_cross_entropy
 from training.model import count_parameters
@@ -67,7 +67,9 @@ class StepResult:
     grad_norm: float
     """Global gradient norm before clipping."""
     penalty: float | None
-    """Variational penalty averaged over adapter layers, micro-batches and ranks; None without one."""
+    """Variational penalty averaged over adapter layers, micro-batches and ranks; None in a step without one."""
+    compensation: float | None
+    """HiddenKey's weighted divergence of two passes, nats per target token; None without one."""
     is_applied: bool
     """False when a non-finite gradient made all ranks skip the update."""
 
@@ -182,17 +184,25 @@ class Engine:
     """A model under ZeRO-3 that can take a step, be evaluated, and hand out its state."""
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter | None, config: Config, ds_config: dict[str, Any], world: World
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        config: Config,
+        ds_config: dict[str, Any],
+        world: World,
+        *,
+        hidden_key: HiddenKey | None = None,
     ) -> None:
-        """Partition `model` and make its optimizer; `ds_config` comes from complete_ds_config."""
+        """Partition `model`, with what is attached to it, and make its optimizer; `ds_config` is complete_ds_config's."""
         self.config = config
         self.world = world
         self.adapter = adapter
+        self.hidden_key = hidden_key
         self.num_parameters = count_parameters(model)
         # Typed as Any: ZeRO-3 adds ds_shape, ds_tensor and more to parameters.
         self.names: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.names, config),
+            parameter_groups(self.names, adapter, config),
             lr=config.optim.lr,
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
@@ -212,42 +222,78 @@ class Engine:
     def step(self, batch: Sequence[MicroBatch], step: int) -> StepResult:
         """One optimizer step over this rank's micro-batches of step `step` (0-based)."""
         lr = self.config.optim.lr * lr_factor(step, self.config.train.steps, self.config.optim)
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        has_penalty = self._begin_step(step, lr, num_micro_batches=len(batch))
         targets = int(self.sum_over_ranks([float(sum(int((m.labels != IGNORE).sum()) for m in batch))])[0])
-        if self.adapter is not None:
-            self.adapter.set_penalty_weight(1 / len(batch))
-        loss_sum = torch.zeros((), device=self.device)
-        penalty_sum = torch.zeros((), device=self.device)
+        totals = torch.zeros(3, device=self.device)
         for micro in batch:
-            torch.manual_seed(micro_batch_seed(self.config.run.seed, step, micro.first_lane))
-            logits = self.deepspeed(
-                input_ids=micro.input_ids.to(self.device),
-                position_ids=micro.position_ids.to(self.device),
-                use_cache=False,
-            ).logits
-            loss = summed_cross_entropy(logits, micro.labels.to(self.device))
-            loss_sum += loss.detach()
-            if self.has_penalty:
-                assert self.adapter is not None
-                penalty_sum += self.adapter.penalty().to(self.device)
-            self.deepspeed.backward(loss * (self.world.size / max(1, targets)), scale_wrt_gas=False)
+            loss, compensation = self._losses(micro, step)
+            penalty = torch.zeros(()) if self.adapter is None else self.adapter.penalty()
+            totals += torch.stack((loss.detach(), compensation.detach(), penalty.to(self.device)))
+            scale = self.world.size / max(1, targets)
+            self.deepspeed.backward((loss + compensation) * scale, scale_wrt_gas=False)
             self.deepspeed.step()
-        sums = self.sum_over_ranks([loss_sum.item(), penalty_sum.item()])
+        sums = self.sum_over_ranks(totals.tolist())
         norm = self.deepspeed.get_global_grad_norm()  # None before the first step that was not skipped
         return StepResult(
             loss=sums[0] / max(1, targets),
             targets=targets,
             lr=lr,
             grad_norm=float("nan") if norm is None else float(norm),
-            penalty=sums[1] / (len(batch) * self.world.size) if self.has_penalty else None,
+            penalty=sums[2] / (len(batch) * self.world.size) if has_penalty else None,
+            compensation=sums[1] / max(1, targets) if self.has_compensation else None,
             is_applied=bool(self.deepspeed.was_step_applied()),
         )
 
     @property
-    def has_penalty(self) -> bool:
-        """Whether the adapter adds a variational penalty to the loss."""
-        return self.config.adapter.kind == "monteclora"
+    def has_compensation(self) -> bool:
+        """Whether HiddenKey adds the divergence of two passes to the loss."""
+        return self.hidden_key is not None and self.hidden_key.config.has_compensation
+
+    def _begin_step(self, step: int, lr: float, num_micro_batches: int) -> bool:
+        """Set adapter and learning rates for the step; return whether the adapter adds a penalty in it."""
+        adapter, config = self.adapter, self.config.adapter
+        if adapter is not None:
+            adapter.set_step(step)
+            adapter.set_penalty_weight(1 / num_micro_batches)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr * (1.0 if adapter is None else adapter.lr_ratio(group["name"]))
+        if config.kind != "monteclora":
+            return False
+        if step == config.start_step:
+            # DeepSpeed has updated the variational parameters by nothing since the first step, and AdamW's bias correction
+            # would take that for experience.
+            for flat in self._flats("variational"):
+                self._state_of(flat)["step"].zero_()
+        return step >= config.start_step
+
+    def _losses(self, micro: MicroBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of a micro-batch and HiddenKey's compensation, both in nats, summed over the targets."""
+        labels = micro.labels.to(self.device)
+        if not self.has_compensation:
+            return summed_cross_entropy(self._logits(micro, step), labels), torch.zeros((), device=self.device)
+        assert self.hidden_key is not None
+        is_target = labels != IGNORE
+        if self.hidden_key.config.both_branches:
+            first, other = self._logits(micro, step, copies=2).chunk(2)
+            loss = (summed_cross_entropy(first, labels) + summed_cross_entropy(other, labels)) / 2
+            second = other[is_target]
+        else:
+            # Before the pass that is trained, whose draws, penalty and activations are then the latest.
+            with self.hidden_key.second_pass():
+                second = self._logits(micro, step, branch=1)[is_target]
+            first = self._logits(micro, step)
+            loss = summed_cross_entropy(first, labels)
+        return loss, self.hidden_key.compensation(first[is_target], second)
+
+    def _logits(self, micro: MicroBatch, step: int, *, branch: int = 0, copies: int = 1) -> torch.Tensor:
+        """Logits (copies * rows, seq_len, vocab) of a forward pass with the draws of this branch."""
+        torch.manual_seed(micro_batch_seed(self.config.run.seed, step, micro.first_lane, branch))
+        logits: torch.Tensor = self.deepspeed(
+            input_ids=micro.input_ids.to(self.device).repeat(copies, 1),
+            position_ids=micro.position_ids.to(self.device).repeat(copies, 1),
+            use_cache=False,
+        ).logits
+        return logits
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """Sum each value over all ranks (a collective), in fp64: whole numbers are exact up to 2^53."""
@@ -287,16 +333,20 @@ class Engine:
                 state[f"{name}/{key}"] = safe_get_local_optimizer_state(parameter, key).detach().cpu().clone()
         return state
 
-    def optimizer_steps(self) -> int:
-        """Number of updates the optimizer has applied (AdamW's bias correction depends on it)."""
-        states = self._flat_states()
-        return int(states[0]["step"]) if states and "step" in states[0] else 0
+    def optimizer_steps(self) -> dict[str, int]:
+        """Number of updates each parameter group has had, by its name (AdamW's bias correction depends on it)."""
+        groups = self.deepspeed.optimizer.param_groups
+        return {
+            group["name"]: max(int(self._state_of(flat)["step"]) for flat in self._flats(group["name"]))
+            for group in groups
+        }
 
-    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: int) -> None:
-        """Set what local_state returned, cut for this world size."""
+    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
+        """Set what local_state and optimizer_steps returned, the first cut for this world size."""
         self._materialise_optimizer_state()
-        for flat in self._flat_states():
-            flat["step"] = torch.tensor(float(optimizer_steps))
+        for name, steps in optimizer_steps.items():
+            for flat in self._flats(name):
+                self._state_of(flat)["step"] = torch.tensor(float(steps))
         for name, parameter in self.names.items():
             master = state[name]
             safe_set_local_fp32_param(parameter, master)
@@ -324,22 +374,32 @@ class Engine:
         self.deepspeed.destroy()
         leave_distributed()
 
-    def _flat_states(self) -> list[dict[str, Any]]:
+    def _flats(self, group: str) -> list[torch.Tensor]:
+        """The fp32 tensors of this rank that the parameters of a group lie in; none of a group that there is not."""
         optimizer = self.deepspeed.optimizer
-        return [optimizer.optimizer.state[flat] for flat in optimizer.fp32_partitioned_groups_flat]
+        names = [each["name"] for each in optimizer.param_groups]
+        flats = enumerate(optimizer.fp32_partitioned_groups_flat)
+        return [flat for index, flat in flats if names[optimizer.sub_group_to_group_id[index]] == group]
+
+    def _state_of(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """AdamW's state of such a tensor; made, with zero moments, where it has not stepped yet, as its first step would."""
+        state: dict[str, torch.Tensor] = self.deepspeed.optimizer.optimizer.state[flat]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state.update({key: torch.zeros_like(flat) for key in OPTIMIZER_STATES})
+        return state
 
     def _materialise_optimizer_state(self) -> None:
-        """Create zero moments where the optimizer has not stepped yet, as its first step would."""
-        optimizer = self.deepspeed.optimizer
-        for flat in optimizer.fp32_partitioned_groups_flat:
-            state = optimizer.optimizer.state[flat]
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state.update({key: torch.zeros_like(flat) for key in OPTIMIZER_STATES})
+        for flat in self.deepspeed.optimizer.fp32_partitioned_groups_flat:
+            self._state_of(flat)
 
 
-def parameter_groups(parameters: dict[str, nn.Parameter], config: Config) -> list[dict[str, Any]]:
-    """Two named groups: matrices with weight decay; norms, biases and variational parameters without."""
+def parameter_groups(
+    parameters: dict[str, nn.Parameter], adapter: Adapter | None, config: Config
+) -> list[dict[str, Any]]:
+    """Named groups: an adapter's own; without one, matrices with weight decay, norms and biases without."""
+    if adapter is not None:
+        return adapter.parameter_groups(config.optim.weight_decay)
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     for parameter in parameters.values():
         num_dims = len(getattr(parameter, "ds_shape", parameter.shape))

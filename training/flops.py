@@ -10,17 +10,21 @@ PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e
 """Dense bf16 FLOP/s by a part of the device's name (vendor data sheets)."""
 
 
-def flops_per_token(parameters: dict[str, int], shape: Any, seq_len: int) -> float:
-    """Forward and backward FLOPs of one token, without recomputation; attention counted causal.
+def flops_per_token(
+    parameters: dict[str, int], shape: Any, seq_len: int, *, forwards: int = 1, backwards: int = 1
+) -> float:
+    """FLOPs of one token in so many forward and backward passes, without recomputation; attention counted causal.
 
-    A weight costs 2 FLOPs per token in the forward pass, 2 for the gradient of its input and, if it trains, 2 for its
+    A weight costs 2 FLOPs per token in a forward pass, 2 for the gradient of its input and, if it trains, 2 for its
     own gradient. The input embedding is a lookup. `parameters` has total and trainable, `shape` is the model's config.
     """
     embedding = shape.vocab_size * shape.hidden_size
     in_matmuls = parameters["total"] - (0 if shape.tie_word_embeddings else embedding)
     trained = min(parameters["trainable"], in_matmuls)
-    attention = 6 * shape.num_hidden_layers * shape.hidden_size * seq_len
-    return 4 * in_matmuls + 2 * trained + attention
+    attention = 2 * shape.num_hidden_layers * shape.hidden_size * seq_len
+    forward = 2 * in_matmuls + attention
+    backward = 2 * in_matmuls + 2 * trained + 2 * attention
+    return forwards * forward + backwards * backward
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -116,7 +116,10 @@ class Meter:
     def __init__(self, engine: Engine, config: Config) -> None:
         self._device = engine.device
         self._tokens_per_step = config.train.global_batch_rows * config.data.seq_len
-        self._flops = flops_per_token(engine.num_parameters, engine.model.config, config.data.seq_len)
+        forwards, backwards = config.hidden_key.passes()
+        self._flops = flops_per_token(
+            engine.num_parameters, engine.model.config, config.data.seq_len, forwards=forwards, backwards=backwards
+        )
         peak = peak_flops(engine.device)
         self._peak = peak * engine.world.size if peak else None
         self.reset()
@@ -140,6 +143,7 @@ class Meter:
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "penalty": result.penalty,
+            "compensation": result.compensation,
             "tokens_per_second": self.tokens_per_second,
             "mfu": self.tokens_per_second * self._flops / self._peak if self._peak else None,
             "peak_memory_bytes": peak_memory_bytes(self._device),

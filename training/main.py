@@ -69,14 +69,15 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
 
     quiet_libraries()
     from data_pipeline import load_tokenizer
-    from monteclora import attach_adapter
+    from monteclora import attach_adapter, attach_hidden_key
+    from monteclora.peft_format import load_weights
     from training.data import open_data
     from training.display import Display
     from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed
     from training.evaluation import Evaluation, check_inputs
-    from training.export import export
+    from training.export import export, export_merged
     from training.loop import train
-    from training.model import base_fingerprint, build_model, count_parameters
+    from training.model import build_model, count_parameters, folder_fingerprint, gathered
     from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
@@ -98,17 +99,22 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     model = build_model(config.model, precision=config.train.precision, ds_config=ds_config, seed=config.run.seed)
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
+    if adapter is not None and config.adapter.init_from is not None:
+        load_weights(adapter, config.adapter.init_from, gather=gathered)
+    hidden_key_config = config.hidden_key.build()
+    hidden_key = attach_hidden_key(model, hidden_key_config) if hidden_key_config else None
     parameters = count_parameters(model)
     facts = {
         "parameters": parameters,
-        "base_fingerprint": from_rank_0(lambda: base_fingerprint(config.model.base), world),
+        "base_fingerprint": from_rank_0(lambda: folder_fingerprint(config.model.base), world),
+        "init_fingerprint": from_rank_0(lambda: folder_fingerprint(config.adapter.init_from), world),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "tokenizer_engine": stream.tokenizer.engine,
         "data_fingerprint": stream.fingerprint,
     }
     record.refuse_changes(facts)
     record.open(config, facts)
-    engine = Engine(model, adapter, config, ds_config, world)
+    engine = Engine(model, adapter, config, ds_config, world, hidden_key=hidden_key)
 
     progress = Progress()
     saver = Saver(engine, stream, config, record, display)
@@ -145,7 +151,8 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
         record.unlock()
         return EXIT_PREEMPTED
     if config.checkpoint.export:
-        display.say(f"exported to {export(engine, tokenizer, config)}")
+        write = export_merged if config.checkpoint.export_merged and adapter is not None else export
+        display.say(f"exported to {write(engine, tokenizer, config)}")
     record.finish("done", **progress.as_dict())
     display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     engine.close()

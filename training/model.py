@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -19,7 +21,7 @@ from training.errors import ModelError
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build_model(config: ModelConfig, *, precision: str, ds_config: dict[str, Any], seed: int) -> nn.Module:
+def build_model(config: ModelConfig, *, precision: str, ds_config: dict[str, Any], seed: int) -> PreTrainedModel:
     """Return the model in the given precision; a base is partitioned over the ranks while it loads.
 
     `ds_config` is the complete DeepSpeed configuration; torch.distributed must be initialised. Random weights depend
@@ -61,7 +63,7 @@ def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) ->
     return model
 
 
-def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> nn.Module:
+def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> PreTrainedModel:
     """Load safetensors weights; every rank keeps its partition only. Remote code and pickles are refused.
 
     Raises:
@@ -82,12 +84,18 @@ def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> nn
         unset_hf_deepspeed_config()
 
 
-def base_fingerprint(base: str | None) -> str | None:
-    """SHA-256 over the weight files of a base folder, in name order; None for random weights and hub names."""
-    if base is None or not looks_like_path(base):
+def gathered(parameter: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which a parameter is whole, and which keeps on all ranks what rank 0 writes into it (a collective)."""
+    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return context
+
+
+def folder_fingerprint(folder: str | Path | None) -> str | None:
+    """SHA-256 over the weight files of a model's or adapter's folder, in name order; None for a hub name and for none."""
+    if folder is None or not looks_like_path(str(folder)):
         return None
     digest = hashlib.sha256()
-    for path in sorted(Path(base).glob("*.safetensors")):
+    for path in sorted(Path(folder).glob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

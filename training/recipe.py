@@ -101,10 +101,15 @@ def load_config(
 
 
 def value_at(config: Any, path: str) -> Any:
-    """The setting at a dotted path."""
-    for part in path.split("."):
-        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
-    return config
+    """The setting at a dotted path; keys of a table may have dots themselves."""
+    first, _, rest = path.partition(".")
+    if isinstance(config, dict):
+        if path in config:
+            return config[path]
+        value = config.get(first)
+    else:
+        value = getattr(config, first, None)
+    return value_at(value, rest) if rest else value
 
 
 def is_missing_file(config: Config, path: str) -> bool:
@@ -122,7 +127,9 @@ def report(draft: Draft, config: Any, path: str, message: str) -> None:
         isinstance(value, Path) and str(value) in message
     )
     shown = None if dataclasses.is_dataclass(value) or isinstance(value, dict) or is_said else value
-    draft.wrong(path, draft.source.get(path, "default"), message, shown)
+    # A problem may be of one key of a table, which is written as a whole.
+    written = next((known for known in draft.source if path == known or path.startswith(f"{known}.")), path)
+    draft.wrong(path, draft.source.get(written, "default"), message, shown)
 
 
 def read_recipe(draft: Draft, recipe: Path) -> bool:
@@ -205,6 +212,8 @@ def decode(hint: Any, value: Any) -> Any:
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise ValueError("must be a list of strings")
         return tuple(str(item) for item in items)
+    if origin is dict:
+        return decode_table(get_args(hint)[1], value)
     if isinstance(value, Text) and hint not in (str, Path):
         value = parse_text(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -215,6 +224,31 @@ def decode(hint: Any, value: Any) -> Any:
     if type(value) not in (expected, *((Text,) if expected is str else ())):
         raise ValueError(f"must be {TYPE_NAMES[expected]}, not {TYPE_NAMES.get(type(value), 'a table')}")
     return str(value) if expected is str else value
+
+
+def decode_table(hint: type, value: Any) -> dict[str, Any]:
+    """A table of values of one type, from TOML or from the text of an inline table.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    example = f'a table such as {{"*.mlp.*" = {"64.0" if hint is float else "64"}}}'
+    if isinstance(value, Text):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"must be {example}, as in a recipe") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be {example}")
+    table = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            raise ValueError(f"must be {example}: put {key} and what follows it in quotes")
+        try:
+            table[key] = decode(hint, item)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+    return table
 
 
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
@@ -277,8 +311,9 @@ def is_entry_name(dotted: str, index: int) -> bool:
 
 
 def table_type(hint: Any) -> type | None:
-    """The entry's dataclass of a `dict[str, Entry]` field, else None."""
-    return get_args(hint)[1] if get_origin(hint) is dict else None
+    """The entry's dataclass of a `dict[str, Entry]` field, else None, also for a table of plain values."""
+    entry: type | None = get_args(hint)[1] if get_origin(hint) is dict else None
+    return entry if entry is not None and dataclasses.is_dataclass(entry) else None
 
 
 def find_leaf(path: str) -> tuple[Any, Mapping[str, Any]] | None:

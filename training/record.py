@@ -48,8 +48,12 @@ MAY_CHANGE = (
 """Settings that a run may be continued with at another value. The rows per micro-batch leave data and loss alone, but
 decide which noise a row draws (dropout, MonteCLoRA)."""
 
+ORDERED = ("adapter.rank_pattern", "adapter.alpha_pattern")
+"""Tables in which the order counts: the first pattern that matches."""
+
 FINGERPRINTS = {
     "base_fingerprint": "base weights (model.base)",
+    "init_fingerprint": "an adapter to start with (adapter.init_from)",
     "tokenizer_fingerprint": "a tokenizer (data.tokenizer)",
     "data_fingerprint": "documents (data.sources)",
 }
@@ -66,8 +70,10 @@ def different_settings(run_dir: Path, config: Config) -> list[str]:
     theirs, ours = flatten(record.get("config", {})), flatten(to_dict(config))
     lines = []
     for path in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(path) != ours.get(path) and not path.startswith(MAY_CHANGE):
-            lines.append(f"{path}: {json.dumps(theirs.get(path))} there, {json.dumps(ours.get(path))} here")
+        # As text, in which the order of a table shows.
+        there, here = json.dumps(theirs.get(path)), json.dumps(ours.get(path))
+        if there != here and not path.startswith(MAY_CHANGE):
+            lines.append(f"{path}: {there} there, {here} here")
     return lines
 
 
@@ -93,10 +99,11 @@ def directory_problems(config: Config) -> list[str]:
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested table as dotted paths."""
+    """A nested table as dotted paths; tables in which the order counts stay whole."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        is_section = isinstance(value, dict) and value and f"{prefix}{key}" not in ORDERED
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat
 
 

@@ -108,7 +108,7 @@ class Saver:
             )
         suffixes = ("", *(f"/{key}" for key in OPTIMIZER_STATES))
         state = checkpoint.read_state(found, suffixes, engine.shapes(), engine.world.rank, engine.world.size)
-        engine.load_local_state(state, int(found.manifest["optimizer_steps"]))
+        engine.load_local_state(state, found.manifest["optimizer_steps"])
         self._stream.load_state_dict(found.manifest["stream"])
         for name, value in found.manifest["progress"].items():
             setattr(progress, name, value)

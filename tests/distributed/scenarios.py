@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from data_pipeline import TokenStream
-from monteclora import attach_adapter
+from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from training.batches import chain_hash, take_step
+from training.checkpoint import write_shard
 from training.config import Config
 from training.display import Display
 from training.ds_json import read_ds_config
-from training.engine import Engine, complete_ds_config, init_distributed, parameter_groups
+from training.engine import Engine, MicroBatch, complete_ds_config, init_distributed
 from training.loss import IGNORE, summed_cross_entropy
 from training.model import build_model
 from training.randomness import micro_batch_seed
@@ -31,7 +35,15 @@ CPU_JSON = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3_cpu.json"
 class Run:
     """A configured engine and stream, as training/main.py makes them."""
 
-    def __init__(self, recipe: str, overrides: list[str], world: World, threshold: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: str,
+        overrides: list[str],
+        world: World,
+        threshold: int | None = None,
+        *,
+        is_reentrant: bool = False,
+    ) -> None:
         self.config = load_config(Path(recipe), overrides, world_size=world.size)
         ds_json, problems = read_ds_config(CPU_JSON)
         assert not problems
@@ -40,19 +52,20 @@ class Run:
         ds_config = complete_ds_config(ds_json, self.config, world)
         seed, num_lanes = self.config.run.seed, self.config.train.global_batch_rows
         model = build_model(self.config.model, precision=self.config.train.precision, ds_config=ds_config, seed=seed)
-        adapter_config = self.config.adapter.build()
-        adapter = attach_adapter(model, adapter_config, seed=seed) if adapter_config else None
-        self.engine = Engine(model, adapter, self.config, ds_config, world)
+        if is_reentrant:
+            enable_reentrant_checkpointing(model)
+        adapter, hidden_key = attach(model, self.config)
+        self.engine = Engine(model, adapter, self.config, ds_config, world, hidden_key=hidden_key)
         self.stream = TokenStream(self.config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=seed)
         self.rows = iter(self.stream)
         self.hash = ""
 
     def train(self, first: int, last: int) -> list[list[Any]]:
-        """Steps first .. last-1; [loss, gradient norm, penalty, data hash] of each."""
+        """Steps first .. last-1; [loss, gradient norm, penalty, data hash, compensation] of each."""
         results = []
         for step in range(first, last):
             result = self.step(step)
-            results.append([result.loss, result.grad_norm, result.penalty, self.hash])
+            results.append([result.loss, result.grad_norm, result.penalty, self.hash, result.compensation])
         return results
 
     def step(self, step: int) -> Any:
@@ -65,6 +78,19 @@ class Run:
     def saver(self) -> Saver:
         record = RunRecord(self.config.run.dir, self.engine.world)
         return Saver(self.engine, self.stream, self.config, record, Display(label="test", steps=1, is_shown=False))
+
+
+def attach(model: Any, config: Config) -> tuple[Adapter | None, HiddenKey | None]:
+    adapter_config, hidden_key_config = config.adapter.build(), config.hidden_key.build()
+    adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
+    return adapter, attach_hidden_key(model, hidden_key_config) if hidden_key_config else None
+
+
+def enable_reentrant_checkpointing(model: Any) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": True})
+    # The input of the first recomputed block has no gradient of its own when the embedding is frozen.
+    model.enable_input_require_grads()
 
 
 def start() -> World:
@@ -99,54 +125,149 @@ def frozen_changed(run: Run) -> list[str]:
     trained = set(run.engine.shapes())
     changed = []
     for name, value in run.engine.full_parameters():
-        origin = name.replace(".base.", ".")
         if (
             value is not None
             and name not in trained
-            and not torch.equal(value.float(), base[origin].to(value.dtype).float())
+            and not torch.equal(value.float(), base[name].to(value.dtype).float())
         ):
             changed.append(name)
     return changed
 
 
-def plain_curve(recipe: str, overrides: list[str], steps: int) -> list[list[Any]]:
-    """The same training in ordinary PyTorch on one process: no DeepSpeed, no engine."""
-    from transformers import AutoModelForCausalLM
+def states(recipe: str, cases: dict[str, dict[str, Any]], steps: int, folder: str) -> dict[str, Any]:
+    """Train several configurations; every rank writes its slices of what trained, with AdamW's moments, to `folder`."""
+    world = start()
+    found: dict[str, Any] = {}
+    for name, case in cases.items():
+        run = Run(recipe, case["overrides"], world, case["threshold"], is_reentrant=case.get("is_reentrant", False))
+        found[name] = {
+            "curve": run.train(0, steps),
+            "shapes": run.engine.shapes(),
+            "steps": run.engine.optimizer_steps(),
+            "draw": last_draw(run.engine.adapter),
+        }
+        shard = Path(folder) / name
+        shard.mkdir(exist_ok=True)
+        write_shard(shard, run.engine.local_state(), world.rank, world.size)
+    return found
 
-    config: Config = load_config(Path(recipe), overrides)
-    seed, num_lanes, micro_rows = config.run.seed, config.train.global_batch_rows, config.train.micro_batch_rows
-    model = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32).train()
-    adapter_config = config.adapter.build()
-    adapter = attach_adapter(model, adapter_config, seed=seed) if adapter_config else None
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        parameter_groups(trainable, config), betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps
-    )
-    stream = iter(TokenStream(config.data, num_lanes=num_lanes, lanes=range(num_lanes), seed=seed))
-    curve, chain = [], ""
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.optim.lr * lr_factor(step, config.train.steps, config.optim)
-        batch, hash_sum = take_step(stream, num_rows=num_lanes, micro_batch_rows=micro_rows)
+
+def last_draw(adapter: Adapter | None) -> list[float]:
+    """Mixture weights of the latest forward in the first block."""
+    posteriors = [] if adapter is None else list(adapter.posteriors.values())
+    draw = posteriors[0].last_draw if posteriors else None
+    return [] if draw is None else draw.pi.flatten().tolist()
+
+
+class Plain:
+    """The same training in ordinary PyTorch on one process: no DeepSpeed, no engine, no adapter's own groups."""
+
+    def __init__(self, recipe: str, overrides: list[str]) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.config = config = load_config(Path(recipe), overrides)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32).train()
+        self.adapter, self.hidden_key = attach(self.model, config)
+        self.parameters: dict[str, nn.Parameter] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        # One group per parameter, so that learning rate and decay are said here, by name.
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [p], "name": name} for name, p in self.parameters.items()],
+            betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps,
+        )  # fmt: skip
+        num_lanes = config.train.global_batch_rows
+        self.rows = iter(TokenStream(config.data, num_lanes=num_lanes, lanes=range(num_lanes), seed=config.run.seed))
+        self.hash = ""
+
+    def train(self, steps: int) -> list[list[Any]]:
+        """The columns of `Run.train`."""
+        return [self.step(step) for step in range(steps)]
+
+    def step(self, step: int) -> list[Any]:
+        config, is_bayesian = self.config, self.config.adapter.kind == "monteclora"
+        is_cooperative = is_bayesian and step >= config.adapter.start_step
+        is_posthoc = is_cooperative and config.adapter.posthoc
+        rows, micro_rows = config.train.global_batch_rows, config.train.micro_batch_rows
+        batch, hash_sum = take_step(self.rows, num_rows=rows, micro_batch_rows=micro_rows)
         targets = sum(int((micro.labels != IGNORE).sum()) for micro in batch)
-        total, penalty = 0.0, 0.0
+        if self.adapter is not None:
+            self.adapter.set_step(step)
+            self.adapter.set_penalty_weight(1 / len(batch))
+        loss, penalty, compensation = 0.0, 0.0, 0.0
         for micro in batch:
-            torch.manual_seed(micro_batch_seed(seed, step, micro.first_lane))
-            if adapter is not None:
-                adapter.set_penalty_weight(1 / len(batch))
-            logits = model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False).logits
-            loss = summed_cross_entropy(logits, micro.labels) / targets
-            total += loss.item()
-            if config.adapter.kind == "monteclora":
-                assert adapter is not None
-                penalty += float(adapter.penalty()) / len(batch)
-            loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trainable.values(), config.train.gradient_clipping or float("inf"))
-        optimizer.step()
-        optimizer.zero_grad()
-        chain = chain_hash(chain, hash_sum)
-        curve.append([total, float(norm), penalty if config.adapter.kind == "monteclora" else None, chain])
-    return curve
+            ours, divergence = self.losses(micro, step)
+            loss, compensation = loss + ours.item() / targets, compensation + divergence.item() / targets
+            if self.adapter is not None:
+                penalty += float(self.adapter.penalty()) / len(batch)
+            ((ours + divergence) / targets).backward()
+        variational = (".log_std", ".log_concentration")
+        for name, parameter in self.parameters.items():
+            if is_posthoc and not name.endswith(variational):
+                parameter.grad = torch.zeros_like(parameter)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.train.gradient_clipping or float("inf"))
+        for group in self.optimizer.param_groups:
+            name, (parameter,) = group["name"], group["params"]
+            group["lr"] = config.optim.lr * lr_factor(step, config.train.steps, config.optim)
+            group["lr"] *= config.adapter.loraplus_ratio if name.endswith(".lora_B") else 1
+            group["lr"] *= config.adapter.coop_lr_ratio if is_cooperative else 1
+            group["lr"] *= 0 if is_posthoc and not name.endswith(variational) else 1
+            has_decay = parameter.ndim == 2 and not name.endswith(variational)
+            group["weight_decay"] = config.optim.weight_decay if has_decay else 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.hash = chain_hash(self.hash, hash_sum)
+        has_divergence = self.hidden_key is not None and config.hidden_key.compensation != "none"
+        return [
+            loss,
+            float(norm),
+            penalty if is_cooperative else None,
+            self.hash,
+            compensation if has_divergence else None,
+        ]
+
+    def losses(self, micro: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Sums of cross-entropy and compensation over the targets of a micro-batch."""
+        settings, is_target = self.config.hidden_key, micro.labels != IGNORE
+        if self.hidden_key is None or settings.compensation == "none":
+            return summed_cross_entropy(self.logits(micro, step), micro.labels), torch.zeros(())
+        if settings.both_branches:
+            doubled = MicroBatch(
+                input_ids=torch.cat([micro.input_ids] * 2), labels=torch.cat([micro.labels] * 2),
+                position_ids=torch.cat([micro.position_ids] * 2), first_lane=micro.first_lane,
+            )  # fmt: skip
+            logits = self.logits(doubled, step)
+            loss = summed_cross_entropy(logits, doubled.labels) / 2
+            rows = len(micro.labels)
+            logits, second = logits[:rows][is_target], logits[rows:][is_target]
+        else:
+            with torch.no_grad():
+                self.hidden_key.switch.is_on = settings.compensation == "kl"
+                second = self.logits(micro, step, branch=1)[is_target]
+                self.hidden_key.switch.is_on = True
+            whole = self.logits(micro, step)
+            loss, logits = summed_cross_entropy(whole, micro.labels), whole[is_target]
+        p, q = logits.log_softmax(-1), second.log_softmax(-1)
+        divergence = F.kl_div(q, p, log_target=True, reduction="sum")
+        if settings.compensation == "kl":
+            divergence = (divergence + F.kl_div(p, q, log_target=True, reduction="sum")) / 2
+        return loss, settings.compensation_weight * divergence
+
+    def logits(self, micro: MicroBatch, step: int, branch: int = 0) -> Tensor:
+        torch.manual_seed(micro_batch_seed(self.config.run.seed, step, micro.first_lane, branch))
+        logits: Tensor = self.model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False).logits
+        return logits
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """What `Engine.local_state` has, whole: every trained parameter and its moments."""
+        for name, parameter in self.parameters.items():
+            yield name, parameter.detach()
+            moments = self.optimizer.state.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                yield f"{name}/{key}", moments.get(key, torch.zeros_like(parameter))
+
+
+def plain_curve(recipe: str, overrides: list[str], steps: int) -> list[list[Any]]:
+    """Training curve of `Plain`."""
+    return Plain(recipe, overrides).train(steps)
 
 
 def save_then_continue(recipe: str, overrides: list[str], first: int, last: int) -> dict[str, Any]:

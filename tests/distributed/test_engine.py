@@ -89,7 +89,7 @@ def test_what_trains(two_ranks: dict[str, Any]) -> None:
     trainable = {name: two_ranks[name]["trainable"] for name in KINDS}
     assert set(trainable["lora"]) == {f"{layer}.{part}" for layer in layers for part in ("lora_A", "lora_B")}
     assert set(trainable["monteclora"]) == set(trainable["lora"]) | {
-        f"{layer}.{part}" for layer in layers for part in ("log_std", "log_concentration")
+        f"model.layers.{k}.monteclora.{part}" for k in range(2) for part in ("log_std", "log_concentration")
     }
     norms = [f"model.layers.{k}.{n}_layernorm.weight" for k in range(2) for n in ("input", "post_attention")]
     expected = {

@@ -12,9 +12,19 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.dist
 
 
-@pytest.mark.parametrize("adapter", ["none", "monteclora"])
-def test_resume_at_any_world_size(adapter: str, tiny_recipe: Path, tmp_path: Path) -> None:
-    overrides = ["--adapter.kind", adapter, "--run.dir", str(tmp_path / "run"), "--train.precision", "bf16"]
+HIDDEN_KEY = ("--hidden_key.enabled", "true", "--hidden_key.key_pattern", "span")
+KINDS = {
+    "none": ("none",),
+    # The cooperative phase begins before the checkpoint of step 6, or after it.
+    "monteclora": ("monteclora", "--adapter.start_step", "3", "--adapter.dropout", "0.1"),
+    "monteclora_later": ("monteclora", "--adapter.start_step", "8", "--adapter.posthoc", "true", *HIDDEN_KEY),
+    "hidden_key": ("lora", *HIDDEN_KEY, "--hidden_key.compensation", "js", "--hidden_key.compensation_weight", "10"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resume_at_any_world_size(kind: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    overrides = ["--adapter.kind", *KINDS[kind], "--run.dir", str(tmp_path / "run"), "--train.precision", "bf16"]
     common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 12}
     straight = run_ranks("tests.distributed.scenarios:save_then_continue", 2, first=6, **common)[0]
     again = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)[0]

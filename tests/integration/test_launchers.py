@@ -91,7 +91,7 @@ def test_run_directory_is_complete_and_keeps_secrets_out(runs: Path) -> None:
     for key in ("schema", "config", "versions", "command", "parameters", "base_fingerprint", "tokenizer_fingerprint",
                 "data_fingerprint", "started", "finished", "seconds"):  # fmt: skip
         assert record[key], key
-    names = {"step", "tokens_seen", "loss", "lr", "grad_norm", "penalty", "tokens_per_second", "mfu",
+    names = {"step", "tokens_seen", "loss", "lr", "grad_norm", "penalty", "compensation", "tokens_per_second", "mfu",
              "peak_memory_bytes", "skipped_steps", "data_seconds", "stall_seconds", "data_hash"}  # fmt: skip
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -32,6 +32,20 @@ class TestPlan:
         assert "│ monteclora " in printed
         assert "768 tokens per step in 2 micro-batch(es) per rank, 15,360 in 20 steps." in printed
 
+    @pytest.mark.parametrize(
+        ("more", "line"),
+        [
+            ((), None), (("--hidden_key.compensation", "none"), None),
+            (("--hidden_key.enabled", "true"), "HiddenKey: 2 forward and 1 backward pass(es) over every row."),
+        ],
+    )  # fmt: skip
+    def test_the_passes_of_hidden_key(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], line: str | None
+    ) -> None:
+        assert main(["plan", str(recipe), "--model.base", "none", *more]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert [text for text in printed if "HiddenKey" in text] == ([] if line is None else [line])
+
     def test_a_wrong_recipe(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plan", str(recipe), "--ranks", "5", "--optim.lr", "-1"]) == 2
         printed = capsys.readouterr()

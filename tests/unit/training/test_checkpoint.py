@@ -130,7 +130,7 @@ class TestFinding:
             "MANIFEST.json", "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors",
         ]  # fmt: skip
         manifest = json.loads((path / "MANIFEST.json").read_text())
-        assert (manifest["schema"], manifest["step"], manifest["note"]) == (1, 7, "kept")
+        assert (manifest["schema"], manifest["step"], manifest["note"]) == (2, 7, "kept")
         assert load_file(path / shard_name(1, 2))["w"].tolist() == [2.0, 0.0]
         assert [entry["bytes"] for entry in manifest["files"]] == [
             (path / entry["name"]).stat().st_size for entry in manifest["files"]
@@ -178,7 +178,7 @@ class TestDamage:
         path.write_bytes(content)
         self.check(saved, f"{path}: content differs from what was written (SHA-256)")
 
-    @pytest.mark.parametrize("text", [None, "", '{"schema": 1, "st'])
+    @pytest.mark.parametrize("text", [None, "", '{"schema": 2, "st'])
     def test_no_manifest(self, saved: Path, text: str | None) -> None:
         path = saved / "MANIFEST.json"
         path.unlink()
@@ -186,11 +186,11 @@ class TestDamage:
             path.write_text(text)
         self.check(saved, f"{path}: missing or unreadable, so the checkpoint was never completed")
 
-    @pytest.mark.parametrize("schema", [0, 2, None])
+    @pytest.mark.parametrize("schema", [0, 1, 3, None])
     def test_another_schema(self, saved: Path, schema: int | None) -> None:
         path = saved / "MANIFEST.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
-        self.check(saved, f"{path}: schema {schema} is not the 1 read here")
+        self.check(saved, f"{path}: schema {schema} is not the 2 read here")
 
     @pytest.mark.parametrize("key", ["files", "stream"])
     def test_an_incomplete_manifest(self, saved: Path, key: str) -> None:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from data_pipeline.config import DataConfig, SourceConfig
 from evals.config import EvalConfig, TaskConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
+from monteclora.hidden_key.config import HiddenKeyConfig
 from tests.unit.training.minimal import minimal_config, write_base
 from training.config import (
     AdapterConfig,
     ArchitectureConfig,
     CheckpointConfig,
     Config,
+    HiddenKeySection,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -30,6 +32,10 @@ from training.config import (
 
 AT_LEAST_1 = "must be at least 1"
 NOT_NEGATIVE = "must not be negative"
+SMALL_LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 40,
+}  # fmt: skip
 TRAPEZOID = {"schedule": "trapezoid", "cooldown_steps": 1}
 
 WRONG: list[tuple[type, dict[str, Any], str, str]] = [
@@ -91,7 +97,8 @@ def test_a_value_out_of_range_is_one_problem_with_its_field_and_rule(
         ArchitectureConfig(), ArchitectureConfig(num_kv_heads=1), ArchitectureConfig(hidden_size=2, num_heads=1, num_kv_heads=1),
         TrainConfig(), TrainConfig(steps=1, global_batch_rows=1, micro_batch_rows=1, gradient_clipping=0.0),
         OptimConfig(), OptimConfig(beta1=0.0, beta2=0.0, final_lr_fraction=1.0), OptimConfig(**TRAPEZOID),
-        CheckpointConfig(), CheckpointConfig(every_steps=1, keep=1), ModelConfig(), AdapterConfig(),
+        CheckpointConfig(), CheckpointConfig(every_steps=1, keep=1), ModelConfig(), AdapterConfig(), HiddenKeySection(),
+        HiddenKeySection(enabled=True),
     ],
     ids=str,
 )  # fmt: skip
@@ -150,6 +157,8 @@ class TestAdapter:
         values = {
             "rank": 3, "alpha": 5.5, "dropout": 0.25, "targets": ("up_proj",), "num_samples": 7, "noise_scale": 0.5,
             "kl_weight": 0.125, "coop_weight": 2.0, "dirichlet_prior": 0.75, "estimator": "sampled", "analytic_kl": True,
+            "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3.0}, "rslora": True, "loraplus_ratio": 16.0,
+            "modules_to_save": ("lm_head",), "start_step": 5, "posthoc": True, "coop_lr_ratio": 5.0,
         }  # fmt: skip
         # Were a field added to an adapter, this test must give it a value of its own.
         assert values.keys() == {f.name for f in dataclasses.fields(MonteCLoRAConfig)}
@@ -162,6 +171,68 @@ class TestAdapter:
     def test_the_adapters_rules_are_checked(self) -> None:
         ((field, _),) = AdapterConfig(kind="lora", rank=0).problems()
         assert field == "rank"
+
+    @pytest.mark.parametrize("kind", ["lora", "monteclora"])
+    def test_an_adapter_to_start_with(self, tmp_path: Path, kind: Any) -> None:
+        adapter = AdapterConfig(kind=kind, init_from=tmp_path / "adapter")
+        assert list(adapter.problems()) == [("init_from", "no such folder")]
+        (tmp_path / "adapter").mkdir()
+        missing = "the folder has no adapter_config.json, so it is not a saved adapter"
+        assert list(adapter.problems()) == [("init_from", missing)]
+        (tmp_path / "adapter" / "adapter_config.json").touch()
+        assert list(adapter.problems()) == []
+
+    def test_full_finetuning_starts_with_no_adapter(self, tmp_path: Path) -> None:
+        assert list(AdapterConfig(kind="none", init_from=tmp_path).problems()) == [
+            (
+                "init_from",
+                "is the start of an adapter, and adapter.kind is none; choose lora or monteclora, or remove it",
+            )
+        ]
+
+
+class TestHiddenKey:
+    def test_it_is_off_unless_enabled(self) -> None:
+        assert HiddenKeySection().build() is None
+        assert HiddenKeySection(enabled=True).build() == HiddenKeyConfig()
+
+    def test_its_own_config_gets_every_field(self) -> None:
+        values: dict[str, Any] = {
+            "key_rate": 0.3, "key_method": "dropattention", "key_pattern": "element", "hidden_rate": 0.05,
+            "hidden_pattern": "span", "rescale": False, "compensation": "js", "compensation_weight": 0.5,
+            "both_branches": True, "layers": "all", "other_dropout": "kept",
+        }  # fmt: skip
+        # Were a field added, this test must give it a value of its own.
+        assert values.keys() == {f.name for f in dataclasses.fields(HiddenKeyConfig)}
+        assert all(getattr(HiddenKeyConfig(), name) != value for name, value in values.items())
+        assert HiddenKeySection(enabled=True, **values).build() == HiddenKeyConfig(**values)
+
+    def test_its_rules_are_checked(self) -> None:
+        ((field, _),) = HiddenKeySection(enabled=True, key_rate=1.0).problems()
+        assert field == "key_rate"
+
+    def test_it_must_do_something(self) -> None:
+        nothing = HiddenKeySection(enabled=True, key_rate=0.0, hidden_rate=0.0, compensation="none")
+        assert list(nothing.problems()) == [
+            (
+                "enabled",
+                "is true, but key_rate and hidden_rate are 0 and there is no compensation; nothing would be done",
+            )
+        ]
+        # The divergence of two passes alone is R-Drop, with the adapter's dropout or noise.
+        for values in ({"enabled": False}, {"key_rate": 0.1}, {"hidden_rate": 0.1}, {"compensation": "kl"}):
+            assert list(dataclasses.replace(nothing, **values).problems()) == []
+
+    @pytest.mark.parametrize(
+        ("values", "passes"),
+        [
+            ({}, (1, 1)), ({"enabled": True}, (2, 1)), ({"enabled": True, "compensation": "js"}, (2, 1)),
+            ({"enabled": True, "both_branches": True}, (2, 2)), ({"both_branches": True}, (1, 1)),
+            ({"enabled": True, "compensation": "none"}, (1, 1)), ({"enabled": True, "compensation_weight": 0.0}, (1, 1)),
+        ],
+    )  # fmt: skip
+    def test_passes_over_a_row(self, values: dict[str, Any], passes: tuple[int, int]) -> None:
+        assert HiddenKeySection(**values).passes() == passes
 
 
 class TestWholeConfig:
@@ -202,6 +273,54 @@ class TestWholeConfig:
         assert self.problems(config, adapter=AdapterConfig(kind="lora")) == [
             ("model.base", "must be set when adapter.kind is 'lora': adapters need a pretrained base")
         ]
+
+    @pytest.mark.parametrize("kind", ["none", "lora"])
+    def test_only_monteclora_has_a_posterior_to_draw_from(self, tmp_path: Path, kind: Any) -> None:
+        config = minimal_config(tmp_path)
+        evals = dataclasses.replace(config.eval, posterior_samples=3)
+        assert self.problems(config, adapter=AdapterConfig(kind=kind), eval=evals) == [
+            (
+                "eval.posterior_samples",
+                "needs adapter.kind monteclora: nothing else has a posterior to draw from; use 0",
+            )
+        ]
+        assert self.problems(config, adapter=AdapterConfig(kind="monteclora"), eval=evals) == []
+
+    @pytest.mark.parametrize("start_step", [20, 21])
+    def test_the_cooperative_phase_must_begin(self, tmp_path: Path, start_step: int) -> None:
+        config = minimal_config(tmp_path)  # 20 steps
+        adapter = AdapterConfig(kind="monteclora", start_step=start_step)
+        assert self.problems(config, adapter=adapter) == [
+            ("adapter.start_step", "is never reached: train.steps is 20; give a smaller number")
+        ]
+        assert self.problems(config, adapter=dataclasses.replace(adapter, start_step=19)) == []
+        assert self.problems(config, adapter=dataclasses.replace(adapter, kind="lora")) == []
+
+    def test_post_hoc_needs_an_adapter_that_has_been_trained(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        adapter = AdapterConfig(kind="monteclora", posthoc=True)
+        ((name, message),) = self.problems(config, adapter=adapter)
+        assert name == "adapter.posthoc"
+        assert "set adapter.start_step (steps of LoRA before them) or adapter.init_from (a saved adapter)" in message
+        (tmp_path / "adapter_config.json").touch()
+        for values in ({"start_step": 3}, {"init_from": tmp_path}, {"kind": "none"}, {"kind": "lora"}):
+            assert self.problems(config, adapter=dataclasses.replace(adapter, **values)) == []
+
+    def test_an_adapter_must_fit_the_bases_layers(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        write_base(tmp_path / "base", **SMALL_LLAMA)
+        adapter = AdapterConfig(kind="lora", rank=16, rank_pattern={"query": 2})
+        found = self.problems(config, adapter=adapter)
+        assert [name for name, _ in found] == ["adapter.rank_pattern", "adapter.rank"]
+        assert self.problems(config, adapter=AdapterConfig(kind="lora", rank=7)) == []
+        # Its own rules come first, full finetuning has no layers to fit, and of other models nothing is known.
+        assert [name for name, _ in self.problems(config, adapter=AdapterConfig(kind="lora", rank=0))] == [
+            "adapter.rank"
+        ]
+        assert self.problems(config, adapter=dataclasses.replace(adapter, kind="none")) == []
+        for values in ({"model_type": "phi3"}, {"hidden_size": None}, {"num_attention_heads": 0}):
+            write_base(tmp_path / "base", **{**SMALL_LLAMA, **values})
+            assert self.problems(config, adapter=adapter) == []
 
     def test_rows_must_not_be_longer_than_the_bases_positions(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
@@ -294,6 +413,8 @@ class TestWholeConfig:
         assert plain["data"]["sources"]["text"]["path"] == str(tmp_path / "train.jsonl")
         assert plain["adapter"]["targets"] == list(config.adapter.targets)
         assert plain["model"]["architecture"]["tie_embeddings"] is True
+        patterns = to_dict(dataclasses.replace(config.adapter, rank_pattern={"*.mlp.*": 2}, init_from=tmp_path))
+        assert (patterns["rank_pattern"], patterns["init_from"]) == ({"*.mlp.*": 2}, str(tmp_path))
         assert plain["eval"]["tasks"]["old_bits"]["kind"] == "bits_per_byte"
 
 

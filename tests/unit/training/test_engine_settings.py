@@ -27,29 +27,46 @@ def world(size: int) -> World:
 
 class TestParameterGroups:
     def test_matrices_decay_and_nothing_else_does(self, tmp_path: Path) -> None:
-        config = minimal_config(tmp_path, "--optim.weight-decay", "0.1", "--adapter.kind", "monteclora")
+        config = minimal_config(tmp_path, "--optim.weight-decay", "0.1")
         model = random_model(SMALL, dtype=torch.float32, seed=0)
-        attach_adapter(model, config.adapter.build(), seed=0)  # type: ignore[arg-type]
-        model.model.norm.weight.requires_grad_()
-        names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = {group["name"]: group for group in parameter_groups(names, config)}
+        names = dict(model.named_parameters())
+        groups = {group["name"]: group for group in parameter_groups(names, None, config)}
         decay, rest = groups["decay"], groups["no_decay"]
         assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
         assert {p.ndim for p in decay["params"]} == {2}
         assert {p.ndim for p in rest["params"]} == {1}
         assert {id(p) for p in decay["params"] + rest["params"]} == {id(p) for p in names.values()}
-        assert len(decay["params"]) == 7 * 2
-        assert len(rest["params"]) == 7 * 2 + 1
+        assert len(decay["params"]) == 7 + 1
+        assert len(rest["params"]) == 2 + 1
+
+    def test_an_adapter_has_its_own_groups_and_all_that_trains_is_in_one(self, tmp_path: Path) -> None:
+        config = minimal_config(
+            tmp_path, "--optim.weight-decay", "0.1", "--adapter.kind", "monteclora", "--adapter.rank", "4",
+            "--adapter.modules_to_save", "norm,embed_tokens",
+        )  # fmt: skip
+        model = random_model(SMALL, dtype=torch.float32, seed=0)
+        adapter_config = config.adapter.build()
+        assert adapter_config is not None
+        adapter = attach_adapter(model, adapter_config, seed=0)
+        names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        groups = {group["name"]: group for group in parameter_groups(names, adapter, config)}
+        decays = {name: group["weight_decay"] for name, group in groups.items()}
+        assert decays == {
+            "low_rank_A": 0.1, "low_rank_B": 0.1, "variational": 0.0, "saved": 0.1, "saved_no_decay": 0.0,
+        }  # fmt: skip
+        grouped = [id(p) for group in groups.values() for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in names.values())
 
     def test_an_empty_group_is_left_out(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
-        groups = parameter_groups({"w": nn.Parameter(torch.ones(2, 2))}, config)
+        groups = parameter_groups({"w": nn.Parameter(torch.ones(2, 2))}, None, config)
         assert [group["name"] for group in groups] == ["decay"]
 
     def test_a_partitioned_matrix_is_still_a_matrix(self, tmp_path: Path) -> None:
         parameter = nn.Parameter(torch.ones(0))
         parameter.ds_shape = torch.Size([3, 4])  # type: ignore[attr-defined]
-        assert [group["name"] for group in parameter_groups({"w": parameter}, minimal_config(tmp_path))] == ["decay"]
+        groups = parameter_groups({"w": parameter}, None, minimal_config(tmp_path))
+        assert [group["name"] for group in groups] == ["decay"]
 
 
 class TestDsConfig:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from evals.config import EvalConfig, TaskConfig
 from evals.errors import EvalError
 from tests.unit.training.minimal import minimal_config
+from training import evaluation
 from training.config import Config
 from training.evaluation import Evaluation, check_inputs
+from training.progress import Progress
 from training.recipe import ConfigError
 
 
@@ -83,3 +86,44 @@ def test_when_the_model_is_scored(tmp_path: Path, at_start: bool, every: int, du
     unused: Any = None
     evaluation = Evaluation(unused, unused, config, unused, unused)
     assert [step for step in range(21) if evaluation.is_due(step)] == due
+
+
+class FakeAdapter:
+    """Remembers which draws it was asked for."""
+
+    def __init__(self) -> None:
+        self.drawn: list[tuple[int, int]] = []
+
+    def sampled(self, index: int, seed: int) -> Any:
+        self.drawn.append((index, seed))
+        return nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("kind", "samples", "passed"), [("monteclora", 3, 3), ("monteclora", 0, 0), ("lora", 3, 0), ("none", 3, 0)]
+)
+def test_only_monteclora_is_sampled_and_with_the_runs_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, samples: int, passed: int
+) -> None:
+    config = minimal_config(tmp_path)
+    config = dataclasses.replace(
+        config,
+        adapter=dataclasses.replace(config.adapter, kind=kind),
+        eval=dataclasses.replace(config.eval, posterior_samples=samples),
+    )
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, **settings: given.update(settings) or {})
+    adapter = None if kind == "none" else FakeAdapter()
+    engine: Any = SimpleNamespace(
+        world=SimpleNamespace(rank=0, size=1), any_rank=bool, adapter=adapter, deepspeed=None, device="cpu"
+    )
+    unused: Any = SimpleNamespace(evaluating=None)
+    encoder: Any = SimpleNamespace(bos_id=1, encode=list)
+    assert Evaluation(engine, encoder, config, unused, unused).run(Progress())
+    assert given["posterior_samples"] == passed
+    if passed:
+        assert adapter is not None
+        with given["sampled"](2):
+            assert adapter.drawn == [(2, config.run.seed)]
+    else:
+        assert given["sampled"] is None

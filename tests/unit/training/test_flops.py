@@ -32,6 +32,16 @@ def test_frozen_weights_have_no_gradient_of_their_own() -> None:
     assert (frozen, adapter, full) == (4000, 4100, 6000)
 
 
+def test_passes_add_up() -> None:
+    parameters = {"total": 1000, "trainable": 50}
+    shape = SimpleNamespace(vocab_size=10, hidden_size=4, num_hidden_layers=3, tie_word_embeddings=True)
+    one = flops_per_token(parameters, shape, 6)
+    # 2 per weight; a query meets half of 6 keys: 3 products of width 4 for the logits, 3 for the values, per layer.
+    forward = 2000 + 3 * (2 * 3 * 4 + 2 * 3 * 4)
+    assert flops_per_token(parameters, shape, 6, forwards=2) == one + forward
+    assert flops_per_token(parameters, shape, 6, forwards=2, backwards=2) == 2 * one
+
+
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize(("layers", "seq_len"), [(1, 16), (3, 24)])
 def test_it_is_what_torch_counts_of_a_real_model(is_tied: bool, layers: int, seq_len: int) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from training.config import ArchitectureConfig, ModelConfig
 from training.errors import ModelError
-from training.model import base_fingerprint, build_model, count_parameters, load_base, random_model
+from training.model import build_model, count_parameters, folder_fingerprint, load_base, random_model
 
 SMALL = ArchitectureConfig(
     hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=40, max_positions=32
@@ -81,16 +81,16 @@ class TestFingerprint:
         (tmp_path / "model-1.safetensors").write_bytes(b"one")
         (tmp_path / "config.json").write_text("{}")
         hashes = b"".join(hashlib.sha256(content).digest() for content in (b"one", b"two"))
-        found = base_fingerprint(str(tmp_path))
+        found = folder_fingerprint(str(tmp_path))
         assert found == hashlib.sha256(hashes).hexdigest()
         (tmp_path / "config.json").write_text('{"a": 1}')
-        assert base_fingerprint(str(tmp_path)) == found
+        assert folder_fingerprint(str(tmp_path)) == found
         (tmp_path / "model-2.safetensors").write_bytes(b"twp")
-        assert base_fingerprint(str(tmp_path)) != found
+        assert folder_fingerprint(str(tmp_path)) != found
 
     def test_random_weights_and_hub_names_have_none(self) -> None:
-        assert base_fingerprint(None) is None
-        assert base_fingerprint("somebody/a-model") is None
+        assert folder_fingerprint(None) is None
+        assert folder_fingerprint("somebody/a-model") is None
 
 
 class TestCounting:

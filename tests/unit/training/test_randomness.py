@@ -26,6 +26,14 @@ def test_digits_of_neighbours_do_not_run_together() -> None:
     assert micro_batch_seed(1, 12, 3) != micro_batch_seed(11, 2, 3) != micro_batch_seed(1, 1, 23)
 
 
+def test_every_branch_of_a_micro_batch_draws_differently() -> None:
+    seeds = {micro_batch_seed(17, 3, 8, branch) for branch in range(5)}
+    assert len(seeds) == 5
+    assert micro_batch_seed(17, 3, 8) == micro_batch_seed(17, 3, 8, 0)
+    # A branch is told apart from any lane.
+    assert micro_batch_seed(1, 2, 3, 4) not in {micro_batch_seed(1, 2, lane) for lane in (3, 4, 34, 12)}
+
+
 def test_bits_are_uniform_over_steps_and_lanes() -> None:
     seeds = [micro_batch_seed(17, step, lane) for step in range(100) for lane in range(0, 64, 2)]
     assert len(set(seeds)) == len(seeds) == 3200

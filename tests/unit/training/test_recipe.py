@@ -150,6 +150,54 @@ class TestTypes:
         assert type(config.adapter.alpha) is float
         assert config.adapter.alpha == 8
 
+    @pytest.mark.parametrize(
+        "written",
+        [
+            '[adapter]\nrank_pattern = {"*.mlp.*" = 4, q_proj = 2}\n',
+            '[adapter.rank_pattern]\n"*.mlp.*" = 4\nq_proj = 2\n',
+        ],
+    )
+    def test_a_table_of_numbers_keeps_its_order(self, tmp_path: Path, written: str) -> None:
+        config = load_config(write_recipe(tmp_path, more=written))
+        assert list(config.adapter.rank_pattern.items()) == [("*.mlp.*", 4), ("q_proj", 2)]
+        assert config.adapter.alpha_pattern == {}
+
+    def test_whole_numbers_of_a_table_of_numbers_become_floats(self, tmp_path: Path) -> None:
+        config = load_config(write_recipe(tmp_path, more="[adapter]\nalpha_pattern = {q_proj = 2}\n"))
+        assert [(name, type(value)) for name, value in config.adapter.alpha_pattern.items()] == [("q_proj", float)]
+
+    @pytest.mark.parametrize(
+        ("written", "message"),
+        [
+            ("rank_pattern = 3", 'adapter.rank_pattern = 3 (RECIPE): must be a table such as {"*.mlp.*" = 64}'),
+            (
+                "rank_pattern = {q_proj = 1.5}",
+                "adapter.rank_pattern = {'q_proj': 1.5} (RECIPE): q_proj: must be a whole number, not a number",
+            ),
+            (
+                "rank_pattern = {q_proj = true}",
+                "adapter.rank_pattern = {'q_proj': True} (RECIPE): q_proj: must be a whole number, not true or false",
+            ),
+            (
+                "alpha_pattern = {q_proj = nan}",
+                "adapter.alpha_pattern = {'q_proj': nan} (RECIPE): q_proj: must be a finite number",
+            ),
+            (
+                "alpha_pattern = {layers.mlp = 1}",
+                "adapter.alpha_pattern = {'layers': {'mlp': 1}} (RECIPE): must be a table such as {\"*.mlp.*\" = 64.0}: "
+                "put layers and what follows it in quotes",
+            ),
+        ],
+    )
+    def test_a_wrong_table_of_numbers(self, tmp_path: Path, written: str, message: str) -> None:
+        assert only_problem(tmp_path, more=f"[adapter]\n{written}\n") == message
+
+    def test_a_value_of_a_table_out_of_range_is_named_by_its_key(self, tmp_path: Path) -> None:
+        problem = only_problem(tmp_path, more='[adapter]\nrank_pattern = {"*.mlp.*" = 0}\n')
+        assert problem.startswith("adapter.rank_pattern.*.mlp.* (RECIPE): is 0; ")
+        problem = only_problem(tmp_path, "--adapter.rank_pattern", "{q_proj = 0}")
+        assert problem.startswith("adapter.rank_pattern.q_proj (command line): is 0; ")
+
     def test_a_list_of_strings_becomes_a_tuple(self, tmp_path: Path) -> None:
         config = load_config(write_recipe(tmp_path, more='[adapter]\ntargets = ["a", "b"]\n'))
         assert config.adapter.targets == ("a", "b")
@@ -263,6 +311,26 @@ class TestOverrides:
 
     def test_lists_are_separated_by_commas(self, recipe: Path) -> None:
         assert load_config(recipe, ["--adapter.targets", "a_proj, b_proj,"]).adapter.targets == ("a_proj", "b_proj")
+
+    def test_a_table_is_written_as_in_a_recipe(self, recipe: Path) -> None:
+        for arguments in (("--adapter.rank_pattern", '{"*.mlp.*" = 4}'), ('--adapter.rank-pattern={"*.mlp.*"=4}',)):
+            assert load_config(recipe, arguments).adapter.rank_pattern == {"*.mlp.*": 4}
+        written = write_recipe(recipe.parent, more="[adapter]\nrank_pattern = {q_proj = 4}\n")
+        assert load_config(written, ["--adapter.rank_pattern", "{}"]).adapter.rank_pattern == {}
+
+    @pytest.mark.parametrize("text", ["q_proj=4", "{q_proj: 4}", "4", "none"])
+    def test_a_text_that_is_no_table(self, recipe: Path, text: str) -> None:
+        (problem,) = problems_of(recipe, "--adapter.rank_pattern", text)
+        assert problem.startswith("adapter.rank_pattern")
+        assert '(command line): must be a table such as {"*.mlp.*" = 64}' in problem
+
+    def test_an_adapter_to_start_with_is_a_path(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (recipe.parent / "adapter").mkdir()
+        (recipe.parent / "adapter" / "adapter_config.json").touch()
+        monkeypatch.chdir(recipe.parent)
+        config = load_config(recipe, ["--adapter.kind", "lora", "--adapter.init_from", "adapter"])
+        assert config.adapter.init_from == recipe.parent / "adapter"
+        assert load_config(recipe, ["--adapter.init_from", "none"]).adapter.init_from is None
 
     def test_a_value_may_contain_an_equals_sign(self, recipe: Path) -> None:
         assert load_config(recipe, ["--data.sources.text.text-field=a=b"]).data.sources["text"].text_field == "a=b"
@@ -508,7 +576,7 @@ class TestEveryPath:
         def leaves(value: Any, prefix: str) -> set[str]:
             if dataclasses.is_dataclass(value):
                 named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
                 named = {"*": next(iter(value.values()))}
             else:
                 return {prefix}
@@ -521,6 +589,12 @@ class TestEveryPath:
     )
     def test_anything_else_is_none(self, path: str) -> None:
         assert find_leaf(path) is None
+
+
+LLAMA_2_7B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "vocab_size": 32000,
+}  # fmt: skip
 
 
 def strings(table: dict[str, Any]) -> dict[str, str]:
@@ -553,7 +627,7 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
         expanded = re.sub(r"\$\{?(\w+)\}?", lambda match: str(tmp_path / match[1]), value)
         place = copied.parent / expanded
         if name == "model.base" and value.startswith((".", "/", "~", "$")):
-            write_base(place, max_position_embeddings=32768)
+            write_base(place, max_position_embeddings=32768, **LLAMA_2_7B)
         elif name == "data.tokenizer" or name.endswith(".path"):
             if not place.suffix:
                 place = place / "part-0.jsonl"

@@ -69,6 +69,15 @@ class TestDifferentSettings:
             "optim.lr: 0.005 there, 1e-05 here",
         ]
 
+    def test_the_order_of_patterns_counts(self, run_dir: Path, config: Config) -> None:
+        one = changed(config, "adapter", rank_pattern={"q_proj": 4, "*": 8})
+        other = changed(config, "adapter", rank_pattern={"*": 8, "q_proj": 4})
+        RunRecord(run_dir, world()).open(one, {})
+        assert different_settings(run_dir, one) == []
+        assert different_settings(run_dir, other) == [
+            'adapter.rank_pattern: {"q_proj": 4, "*": 8} there, {"*": 8, "q_proj": 4} here'
+        ]
+
     def test_a_source_more_or_less(self, run_dir: Path, config: Config) -> None:
         source = config.data.sources["text"]
         lines = different_settings(run_dir, changed(config, "data", sources={"prose": source}))
@@ -99,6 +108,8 @@ class TestDifferentSettings:
             ("data", {"too_long": "cut"}), ("data", {"on_bad_record": "skip"}), ("data", {"tokenizer": Path("/x.model")}),
             ("optim", {"weight_decay": 0.5}),
             ("eval", {"every_steps": 3}), ("eval", {"tasks": {}}), ("adapter", {"noise_scale": 1.0}),
+            ("adapter", {"rank_pattern": {"q_proj": 4}}), ("adapter", {"init_from": Path("/x")}), ("adapter", {"start_step": 3}),
+            ("hidden_key", {"enabled": True}), ("hidden_key", {"key_rate": 0.2}), ("hidden_key", {"both_branches": True}),
         ],
     )  # fmt: skip
     def test_what_changes_the_result_may_not(

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from monteclora.config import LoRAConfig
+from training.config import ArchitectureConfig
+from training.model import count_parameters, random_model
+from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, saved_parameters
+
+LLAMA_2_7B = Shape(
+    hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, head_dim=128, vocab=32000, is_tied=False
+)
+LLAMA_3_8B = dataclasses.replace(LLAMA_2_7B, intermediate=14336, kv_heads=8, vocab=128256)
+LLAMA_3_2_1B = Shape(
+    hidden=2048, intermediate=8192, layers=16, heads=32, kv_heads=8, head_dim=64, vocab=128256, is_tied=True
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "number"),
+    [(LLAMA_2_7B, 6_738_415_616), (LLAMA_3_8B, 8_030_261_248), (LLAMA_3_2_1B, 1_235_814_400)],
+    ids=["Llama-2-7B", "Llama-3-8B", "Llama-3.2-1B"],
+)
+def test_published_models_have_their_published_sizes(shape: Shape, number: int) -> None:
+    assert shape.num_parameters() == number
+
+
+def llama(**values: Any) -> LlamaConfig:
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "vocab_size": 40, "max_position_embeddings": 256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    return LlamaConfig(**{**sizes, **values})
+
+
+SHAPES = {
+    "plain": llama(),
+    "tied": llama(tie_word_embeddings=True),
+    "grouped queries": llama(num_key_value_heads=2),
+    "one key": llama(num_key_value_heads=1, num_hidden_layers=3),
+    "wide heads": llama(head_dim=12, num_key_value_heads=2),
+    "narrow heads": llama(head_dim=2),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+class TestRealModels:
+    def test_parameters_by_name(self, name: str) -> None:
+        real = LlamaForCausalLM(SHAPES[name])
+        ours = from_hugging_face(SHAPES[name].to_dict())
+        assert ours.parameters() == {key: parameter.numel() for key, parameter in real.named_parameters()}
+        assert ours.num_parameters() == sum(p.numel() for p in real.parameters())
+
+    def test_linears_by_name(self, name: str) -> None:
+        real = LlamaForCausalLM(SHAPES[name])
+        found = {
+            key: (m.in_features, m.out_features) for key, m in real.named_modules() if isinstance(m, torch.nn.Linear)
+        }
+        assert from_hugging_face(SHAPES[name].to_dict()).linears() == found
+
+
+@settings(max_examples=25)
+@given(
+    heads=st.sampled_from([1, 2, 4]), half_width=st.integers(1, 5), groups=st.sampled_from([1, 2, 4]),
+    intermediate=st.integers(1, 30), layers=st.integers(1, 3), vocab=st.integers(2, 50), is_tied=st.booleans(),
+)  # fmt: skip
+def test_an_architecture_of_a_recipe(
+    heads: int, half_width: int, groups: int, intermediate: int, layers: int, vocab: int, is_tied: bool
+) -> None:
+    architecture = ArchitectureConfig(
+        hidden_size=heads * 2 * half_width, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
+        num_kv_heads=max(1, heads // groups), vocab_size=vocab, max_positions=64, tie_embeddings=is_tied,
+    )  # fmt: skip
+    assert list(architecture.problems()) == []
+    real = random_model(architecture, dtype=torch.float32, seed=0)
+    assert architecture.shape().num_parameters() == count_parameters(real)["total"]
+
+
+def test_optional_values_of_older_files() -> None:
+    found = {
+        "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 9,
+    }  # fmt: skip
+    shape = from_hugging_face(found)
+    assert (shape.kv_heads, shape.head_dim, shape.is_tied) == (4, 16, False)
+    assert from_hugging_face({**found, "head_dim": None, "num_key_value_heads": None}) == shape
+
+
+class TestAdapters:
+    SHAPE = from_hugging_face(SHAPES["grouped queries"].to_dict())
+    """Two layers of width 16 with key and value projections of 8, feed-forward 24, 40 tokens."""
+
+    def problems(self, **values: Any) -> list[tuple[str, str]]:
+        return list(adapter_problems(LoRAConfig(**{"rank": 2, **values}), self.SHAPE))
+
+    def test_what_fits_is_no_problem(self) -> None:
+        assert self.problems() == []
+        assert self.problems(rank=7) == []
+        assert self.problems(rank=15, rank_pattern={"[kv]_proj": 7}) == []
+        assert self.problems(rank=15, targets=("q_proj", "lm_head"), modules_to_save=("embed_tokens",)) == []
+
+    @pytest.mark.parametrize("setting", ["targets", "rank_pattern", "alpha_pattern"])
+    def test_a_pattern_that_matches_nothing(self, setting: str) -> None:
+        patterns = ("q_proj", "query") if setting == "targets" else {"q_proj": 2, "query": 2}
+        assert self.problems(**{setting: patterns}) == [
+            (
+                setting,
+                "'query' matches no linear layer; the model's linear layers are called "
+                "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+            )
+        ]
+
+    def test_every_pattern_that_matches_nothing(self) -> None:
+        assert [message[:7] for _, message in self.problems(targets=("query", "value"))] == ["'query'", "'value'"]
+
+    def test_a_module_that_is_not_there(self) -> None:
+        assert self.problems(modules_to_save=("norm", "score")) == [
+            ("modules_to_save", "'score' matches no module with parameters of its own; model.embed_tokens is one")
+        ]
+
+    def test_tied_embeddings_train_under_the_name_of_the_input(self) -> None:
+        tied = dataclasses.replace(self.SHAPE, is_tied=True)
+        ((name, message),) = adapter_problems(LoRAConfig(rank=2, modules_to_save=("lm_head",)), tied)
+        assert name == "modules_to_save"
+        assert message.endswith("; model.embed_tokens is one")
+        assert self.problems(modules_to_save=("lm_head",)) == []
+
+    def test_layers_that_train_in_full_anyway(self) -> None:
+        assert self.problems(targets=("q_proj",), modules_to_save=("self_attn",)) == [
+            ("targets", "match only layers inside modules_to_save, which train in full; take them out of one")
+        ]
+
+    def test_a_rank_that_is_none_is_told_once_by_the_first_layer_it_is_too_large_for(self) -> None:
+        assert self.problems(rank=8) == [
+            (
+                "rank",
+                "is 8, no low rank for model.layers.0.self_attn.k_proj, which is 16 x 8; "
+                "give less than 8, or leave the layer out of targets",
+            )
+        ]
+
+    def test_a_rank_of_a_pattern_is_told_by_the_pattern(self) -> None:
+        found = self.problems(rank=8, rank_pattern={"*.1.mlp.*": 20})
+        assert [name for name, _ in found] == ["rank", "rank_pattern.*.1.mlp.*"]
+        assert found[1][1].startswith("is 20, no low rank for model.layers.1.mlp.gate_proj, which is 16 x 24; ")
+
+    def test_a_rank_of_layers_that_are_no_targets_does_not_matter(self) -> None:
+        assert self.problems(targets=("q_proj",), rank_pattern={"k_proj": 100}) == []
+
+    def test_what_is_adapted_and_what_trains_in_full(self) -> None:
+        config = LoRAConfig(rank=2, targets=("q_proj", "k_proj"), modules_to_save=("model.layers.1", "embed_tokens"))
+        assert adapted_linears(self.SHAPE, config) == {
+            "model.layers.0.self_attn.q_proj": (16, 16), "model.layers.0.self_attn.k_proj": (16, 8),
+        }  # fmt: skip
+        saved = saved_parameters(self.SHAPE, config)
+        assert saved.pop("model.embed_tokens.weight") == 40 * 16
+        assert {name.split(".")[2] for name in saved} == {"1"}
+        assert sum(saved.values()) == 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
