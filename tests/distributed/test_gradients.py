@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "saved": ("lora", "--adapter.modules_to_save", "norm,embed_tokens", "--adapter.dropout", "0.1"),
     "kl": ("monteclora", *HIDDEN_KEY),
     "both": ("monteclora", *HIDDEN_KEY, "--hidden_key.both_branches", "true", "--hidden_key.layers", "all"),
-    "js": ("none", *HIDDEN_KEY, "--hidden_key.compensation", "js"),
+    "js": ("none", *HIDDEN_KEY, "--hidden_key.compensation", "js", "--hidden_key.compensation_weight", "100"),
     "no_compensation": ("lora", *HIDDEN_KEY, "--hidden_key.compensation", "none", "--hidden_key.key_pattern", "span"),
 }  # fmt: skip
 RECOMPUTED = ("--model.activation_checkpointing", "true")
