@@ -100,7 +100,8 @@ class Run:
         """What people call the run's method."""
         if self.record and self.base is None:
             return "from scratch"
-        return KIND_LABELS.get(self.adapter or "", self.adapter or "unknown")
+        label = KIND_LABELS.get(self.adapter or "", self.adapter or "unknown")
+        return f"{label} + HiddenKey" if self.get("config", "hidden_key", "enabled") is True else label
 
     def result(self, step: int) -> dict[str, Any]:
         """The evaluation at a step; EvalError when unreadable."""

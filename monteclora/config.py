@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+from monteclora.settings import type_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,12 @@ class LoRAConfig:
     """Patterns (as in targets) of modules that train in full beside the adapter and are saved with it: the fresh head
     of a classifier, say. Linear layers inside them get no low-rank update."""
 
+    def __post_init__(self) -> None:
+        """Take lists of patterns as tuples."""
+        for name in ("targets", "modules_to_save"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
     def rank_of(self, name: str) -> int:
         """Rank of the layer with this full dotted name."""
         return _first_match(name, self.rank_pattern, self.rank)
@@ -57,7 +65,10 @@ class LoRAConfig:
         return self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (field name, what is wrong and what to do) for every value out of range."""
+        """Yield (field name, what is wrong and what to do) for every value of a wrong type, else for every one out of range."""
+        if wrong := list(type_problems(self)):
+            yield from wrong
+            return
         for name, rank in (("rank", self.rank), *_entries("rank_pattern", self.rank_pattern)):
             if rank < 1:
                 yield name, f"is {rank}; a low-rank update needs a rank of 1 or more"
@@ -112,14 +123,17 @@ class MonteCLoRAConfig(LoRAConfig):
     """Optimizer steps of plain LoRA before the cooperative phase, in which there are noise and penalty."""
 
     posthoc: bool = False
-    """In the cooperative phase train the variational parameters only; A and B stay what LoRA made them."""
+    """In the cooperative phase train the variational parameters only; all others stay what LoRA's training made them."""
 
     coop_lr_ratio: float = 1.0
-    """Factor on the learning rate in the cooperative phase (the authors' scripts use 5)."""
+    """Factor on the learning rate in the cooperative phase (the authors' scripts use 5, and begin a schedule of its own
+    there; here the schedule goes on)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (field name, what is wrong and what to do) for every value out of range."""
+        """Yield (field name, what is wrong and what to do) for every value of a wrong type, else for every one out of range."""
         yield from super().problems()
+        if any(type_problems(self)):
+            return
         if self.num_samples < 1:
             yield "num_samples", f"is {self.num_samples}; a mixture needs 1 or more Gaussians, the paper uses 4"
         for name in ("noise_scale", "kl_weight", "coop_weight"):
@@ -153,16 +167,55 @@ def is_inside(name: str, patterns: Iterable[str]) -> bool:
     return any(is_target(module, patterns) for module in outer)
 
 
-def rank_problem(name: str, shape: tuple[int, int], config: LoRAConfig) -> str | None:
-    """What is wrong with the rank of the layer `name` of (in_features, out_features), or None."""
-    rank = config.rank_of(name)
-    if rank < min(shape):
-        return None
-    setting = next((f"rank_pattern {p}" for p in config.rank_pattern if matches(name, p)), "rank")
-    return (
-        f"{setting} = {rank} is no low rank for {name}, which is {shape[0]} x {shape[1]}; "
-        f"give less than {min(shape)}, for this layer alone with rank_pattern"
-    )
+def adapted(layers: Iterable[str], config: LoRAConfig) -> list[str]:
+    """Names of those linear layers that get an adapter."""
+    return [name for name in layers if is_target(name, config.targets) and not is_inside(name, config.modules_to_save)]
+
+
+def model_problems(
+    config: LoRAConfig, layers: Mapping[str, tuple[int, int]], modules: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (field name, what is wrong and what to do) for what the settings ask of a model that is not so.
+
+    That is patterns that match nothing, since what they were meant for would silently stay as it is, and ranks that are
+    not below the smaller side of a layer.
+
+    Args:
+        config: settings that are in range.
+        layers: (in_features, out_features) of the model's linear layers by full dotted name.
+        modules: full dotted names of all modules of the model.
+    """
+    names = adapted(layers, config)
+    called = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+    there = f"the model's linear layers are called {called}" if layers else "the model has no linear layer"
+    for pattern in config.targets:
+        if not any(matches(name, pattern) for name in layers):
+            hint = ""
+            if "." in pattern and layers:
+                hint = f"; a pattern with a dot is compared with the full name, of which one is {next(iter(layers))}"
+            yield "targets", f"{pattern!r} matches no linear layer; {there}{hint}"
+    if layers and not names and any(is_target(name, config.targets) for name in layers):
+        yield "targets", "match only layers inside modules_to_save, which train in full; take them out of one"
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, setting):
+            if names and not any(matches(name, pattern) for name in names):
+                yield setting, f"{pattern!r} matches no layer that targets adapt; one of those is {names[0]}"
+    for pattern in config.modules_to_save:
+        if not any(matches(name, pattern) for name in modules):
+            outer = ", ".join(dict.fromkeys(name.partition(".")[0] for name in modules))
+            yield "modules_to_save", f"{pattern!r} matches no module; the model consists of {outer}"
+    reported = set()
+    for name in names:
+        fan_in, fan_out = layers[name]
+        rank = config.rank_of(name)
+        setting = next((f"rank_pattern.{p}" for p in config.rank_pattern if matches(name, p)), "rank")
+        if rank >= min(fan_in, fan_out) and setting not in reported:
+            reported.add(setting)
+            yield (
+                setting,
+                f"is {rank}, no low rank for {name}, which is {fan_in} x {fan_out}; give less than "
+                f"{min(fan_in, fan_out)}, for this layer alone with rank_pattern, or leave it out of targets",
+            )
 
 
 def count_adapter_parameters(layers: Mapping[str, tuple[int, int]], config: LoRAConfig) -> int:

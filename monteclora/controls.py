@@ -12,6 +12,9 @@ class Controls:
     penalty_weight: float = 0.0
     """Factor on the penalty of every layer."""
 
+    is_scheduled: bool = True
+    """Whether the step is known, or nothing depends on it."""
+
     is_random: bool = True
     """Draw A while training; before the cooperative phase training is plain LoRA's."""
 

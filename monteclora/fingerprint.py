@@ -47,7 +47,7 @@ def adapter_fingerprint(adapter: Adapter, gather: Gather | None = None) -> str |
 
 def frozen_weights(adapter: Adapter) -> dict[str, Tensor]:
     """The weights of the adapted layers, under the names they have in the model without its adapter."""
-    return {f"{name}.weight": layer.weight for name, layer in adapter.modules.items()}
+    return {f"{name}.weight": layer.weight for name, layer in adapter.layers.items()}
 
 
 def is_whole(weight: Tensor) -> bool:

@@ -4,9 +4,9 @@
 
     y = W x + b + c B A_eff drop(x)        A_eff = A + diag(scale) Z        (without noise: A_eff = A)
 
-One node in place of a dozen: the sum is made in place, the gradient of x is collected in one buffer, and backward
-recomputes A_eff x [tokens, r] and draws Z again from its seed, so that nothing but x, the parameters and (with dropout)
-one bit-mask is kept from forward to backward.
+One node in place of a dozen: the sum is made in place, the gradient of x is collected in one buffer, and backward draws
+Z again from its seed, so that nothing but x, the parameters, A_eff drop(x) [tokens, r] and (with dropout) one bit-mask is
+kept from forward to backward. Recomputing A_eff drop(x) too would save r / in of what x takes, for 1 to 7 % of the time.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ class _LowRankLinear(torch.autograd.Function):
         factor = scaling / (1 - dropout)
         y.addmm_(hidden, b.to(x.dtype).T, alpha=factor)
         # The parameters themselves are saved, not what they hold now: under ZeRO-3 they are gathered again for backward.
-        ctx.save_for_backward(x, weight, a, b, scale, kept)
+        ctx.save_for_backward(x, weight, a, b, scale, kept, hidden)
         ctx.factor, ctx.seed = factor, seed
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, scale, kept = ctx.saved_tensors
+        x, weight, a, b, scale, kept, hidden = ctx.saved_tensors
         factor = ctx.factor
         needs_x, needs_weight, needs_bias, needs_a, needs_b, needs_scale, *_ = ctx.needs_input_grad
         rows = x.reshape(-1, x.shape[-1])
@@ -138,7 +138,8 @@ class _LowRankLinear(torch.autograd.Function):
             if kept is None:
                 grad_x.addmm_(grad_hidden, a_eff, alpha=factor)
             else:
-                grad_x.add_((grad_hidden @ a_eff).mul_(kept), alpha=factor)
+                # Not add_(…, alpha=factor): torch.compile folds that into the product and loses the factor.
+                grad_x.add_((grad_hidden @ a_eff).mul_(kept).mul_(factor))
             grad_x = grad_x.view_as(x)
         if needs_weight:
             grad_weight = grad.T @ rows
@@ -150,7 +151,6 @@ class _LowRankLinear(torch.autograd.Function):
         if needs_scale and z is not None:
             grad_scale = z.mul_(grad_a).sum(1)
         if needs_b:
-            hidden = F.linear(masked, a_eff)
             grad_b = torch.addmm(b_cast, grad.T, hidden, beta=0, alpha=factor).to(b.dtype)
         return (
             grad_x,

@@ -59,14 +59,14 @@ def unmerge_adapter(model: nn.Module, adapter: Adapter) -> None:
             raise AdapterError(f"{name} has an adapter; only a model that merge_adapter has changed can be unmerged")
         if isinstance(module, nn.Linear):
             by_weight.setdefault(id(module.weight), []).append(name)
-    for name, layer in adapter.modules.items():
+    for name, layer in adapter.layers.items():
         if id(layer.weight) not in by_weight:
             raise AdapterError(
                 f"no layer of the model holds the weight that {name} of this adapter was merged into; give the model "
                 "and the adapter that were merged, or load the base and the saved adapter again"
             )
         _check_whole(name, layer)
-    for layer in adapter.modules.values():
+    for layer in adapter.layers.values():
         names = by_weight[id(layer.weight)]
         # The model may have been moved or switched to evaluation without them.
         layer.to(layer.weight.device).train(model.get_submodule(names[0]).training)
@@ -76,7 +76,7 @@ def unmerge_adapter(model: nn.Module, adapter: Adapter) -> None:
     for posterior in adapter.posteriors.values():
         block = model.get_submodule(posterior.block)
         posterior.attach(block)
-        posterior.to(adapter.modules[posterior.layers[0]].weight.device).train(block.training)
+        posterior.to(adapter.layers[posterior.layers[0]].weight.device).train(block.training)
 
 
 def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:

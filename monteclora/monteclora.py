@@ -8,6 +8,10 @@ Per layer and training forward, in the notation of `monteclora.distributions`::
 Given pi, the weighted sum of the Z_n has exactly the law of ||pi||_2 Z, so both lines define the same distribution of
 A_eff, the same expected loss and the same penalty. The collapsed gradient is the expectation of the sampled one given
 the sum (Rao-Blackwell): the same mean, never a larger variance, at a cost that does not depend on N.
+
+Model and constants are those of the authors' published code (github.com/LCS2-IIITD/MonteCLoRA), with these corrections: A
+stays the parameter that is trained, and the noise is on the path of the gradient; eps is applied once, not twice; the
+Dirichlet divergence has the textbook's sign (see `monteclora.distributions`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from monteclora.distributions import wide
+from monteclora.errors import AdapterError
 from monteclora.lora import LoRALinear
 from monteclora.low_rank import low_rank_linear, wide_dtype, zero_gradient
 from monteclora.posterior import BlockPosterior, LayerDraw
@@ -46,9 +51,18 @@ class MonteCLoRALinear(LoRALinear):
         self._place = (posterior, index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in] to [..., out], with a fresh A while training."""
+        """Map x [..., in] to [..., out], with a fresh A while training.
+
+        Raises:
+            AdapterError: something depends on the step, and nobody has said which it is.
+        """
         posterior, index = self._place
         controls = posterior.controls
+        if self.training and not controls.is_scheduled:
+            raise AdapterError(
+                "start_step, posthoc and coop_lr_ratio depend on the step: call adapter.begin_step(step, optimizer, lr) "
+                "before every optimizer step"
+            )
         if not (controls.sample is not None or (self.training and controls.is_random)):
             return super().forward(x)
         draw = posterior.layer(index)

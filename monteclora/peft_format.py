@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from monteclora.adapter import Adapter, linear_names, wrap_linears
+from monteclora.adapter import Adapter, linear_names, refuse_second_adapter, wrap_linears
 from monteclora.config import LoRAConfig, MonteCLoRAConfig, is_inside
 from monteclora.errors import AdapterError
 from monteclora.fingerprint import Gather, adapter_fingerprint, is_whole
@@ -37,20 +37,16 @@ def save_peft(
         adapter: what to save, before it is merged into its model.
         directory: made if it is not there; files of an earlier adapter are replaced.
         base_model_name: name or path of the frozen model, for readers that fetch it themselves.
-        tensors: full values by the names of `adapter.parameters()`. Give them when the parameters are sharded, and the
-            adapter's own hold nothing; the default is the adapter's own.
+        tensors: full values by the names of `adapter.named_parameters()`. Give them when the parameters are sharded,
+            and the adapter's own hold nothing; the default is the adapter's own.
         base_fingerprint: `monteclora.fingerprint.base_fingerprint` of the adapted layers' frozen weights. Not given: it
             is computed, unless they are sharded, and then left out.
 
     Raises:
         AdapterError: an adapter that is merged, or tensors that are missing, unknown or empty.
     """
-    if any(adapter.model.get_submodule(name) is not layer for name, layer in adapter.modules.items()):
-        raise AdapterError(
-            "the adapter is merged into its model, whose weights are no longer those it was trained on; save it before "
-            "merging, or unmerge it first (unmerge_adapter)"
-        )
-    tensors = adapter.parameters() if tensors is None else tensors
+    adapter.check_in_place()
+    tensors = adapter.named_parameters() if tensors is None else tensors
     _check_given(adapter, tensors)
     in_full = {name: tensors[name] for name in adapter.saved}
     # PEFT needs an entry for every name of a weight that is tied to others.
@@ -67,7 +63,7 @@ def save_peft(
     )
     peft_config = to_peft(
         adapter.config,
-        adapter.modules,
+        adapter.layers,
         in_full,
         base_model_name=base_model_name,
         model_class=type(adapter.model).__name__,
@@ -91,9 +87,10 @@ def load_peft(
             the right ones in rounding only, in fp16 for example.
 
     Raises:
-        AdapterError: files missing or damaged, an adapter that is more than a LoRA, or one made for another model. The
-            model is then as it was.
+        AdapterError: files missing or damaged, an adapter that is more than a LoRA, one made for another model, or a
+            model that has an adapter. The model is then as it was.
     """
+    refuse_second_adapter(model)
     linears = linear_names(model)
     stored = read_adapter(Path(directory), linears, [name for name, _ in model.named_modules() if name])
     if foreign := [name for name in stored.layers if name not in linears]:
@@ -105,7 +102,7 @@ def load_peft(
     layers = [name for name in linears if name in set(stored.layers)]
     weights: dict[str, Tensor] = {name: model.get_parameter(f"{name}.weight") for name in layers}
     in_full = _in_full(model, stored, directory)
-    found = stored.low_rank | _without_copies(stored.in_full, in_full) | stored.variational
+    found = stored.low_rank | _without_copies(stored.in_full, in_full, model, directory) | stored.variational
     expected = _expected(stored.config, weights, in_full, has_posterior=isinstance(stored.config, MonteCLoRAConfig))
     _check_tensors(found, expected, directory, "load the model it was trained on")
     if check_base and all(map(is_whole, weights.values())):
@@ -144,19 +141,19 @@ def load_weights(
     Raises:
         AdapterError: files missing or damaged, or what is saved does not fit. The adapter is then as it was.
     """
-    for name, parameter in adapter.parameters().items():
+    for name, parameter in adapter.named_parameters().items():
         if not is_whole(parameter) and (gather is None or name not in adapter.saved):
             raise AdapterError(f"{name} is sharded and cannot be set; load weights before that, or give `gather`")
-    stored = read_adapter(Path(directory), adapter.modules, ())
-    found = stored.low_rank | _without_copies(stored.in_full, adapter.saved)
+    stored = read_adapter(Path(directory), adapter.layers, ())
+    found = stored.low_rank | _without_copies(stored.in_full, adapter.saved, adapter.model, directory)
     # Between a LoRA and a MonteCLoRA, either way round, A and B are what they share.
     has_posterior = bool(stored.variational) and bool(adapter.posteriors)
     if has_posterior:
         found |= stored.variational
-    weights = {name: layer.weight for name, layer in adapter.modules.items()}
+    weights = {name: layer.weight for name, layer in adapter.layers.items()}
     expected = _expected(adapter.config, weights, adapter.saved, has_posterior=has_posterior)
     _check_tensors(found, expected, directory, "give the new adapter the settings of the saved one")
-    for name in adapter.modules:
+    for name in adapter.layers:
         was, is_now = stored.config.scaling_of(name), adapter.config.scaling_of(name)
         if not math.isclose(was, is_now):
             raise AdapterError(
@@ -169,7 +166,7 @@ def load_weights(
 
 
 def _check_given(adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-    wanted = adapter.parameters()
+    wanted = adapter.named_parameters()
     if missing := [name for name in wanted if name not in tensors]:
         raise AdapterError(f"the tensors to save: {len(missing)} adapter tensors are missing, first {missing[0]}")
     if unknown := [name for name in tensors if name not in wanted]:
@@ -241,18 +238,23 @@ def _in_full(model: nn.Module, stored: StoredAdapter, directory: str | Path) -> 
     return found
 
 
-def _without_copies(stored: Mapping[str, Tensor], in_full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is stored of the parameters in full, less the copies of tied ones under their other names."""
-    wanted = [value for name, value in stored.items() if name in in_full]
-    return {
-        name: value
-        for name, value in stored.items()
-        if name in in_full or not any(value.dtype == other.dtype and torch.equal(value, other) for other in wanted)
-    }
+def _without_copies(
+    stored: Mapping[str, Tensor], in_full: Mapping[str, nn.Parameter], model: nn.Module, directory: str | Path
+) -> dict[str, Tensor]:
+    """What is stored of the parameters in full, less copies under other names that the model has for the same ones."""
+    names = _parameter_names(model)
+    first = {copy: name for name, parameter in in_full.items() for copy in names.get(parameter, ()) if copy != name}
+    for copy, name in first.items():
+        if copy in stored and name in stored and not torch.equal(stored[copy], stored[name]):
+            raise AdapterError(
+                f"{directory} holds other values for {copy} than for {name}, which this model ties to it; give the model "
+                "a weight for each before loading"
+            )
+    return {name: value for name, value in stored.items() if name not in first}
 
 
 def _copy(tensors: Mapping[str, Tensor], adapter: Adapter, gather: Gather | None = None) -> None:
-    values = {name: parameter.detach() for name, parameter in adapter.parameters().items()}
+    values = {name: parameter.detach() for name, parameter in adapter.named_parameters().items()}
     places = _low_rank(adapter, values) | _variational(adapter, values)
     with torch.no_grad():
         for name, value in tensors.items():
@@ -264,7 +266,7 @@ def _copy(tensors: Mapping[str, Tensor], adapter: Adapter, gather: Gather | None
 
 
 def _low_rank(adapter: Adapter, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values[name] for layer in adapter.modules for name in (f"{layer}.lora_A", f"{layer}.lora_B")}
+    return {name: values[name] for layer in adapter.layers for name in (f"{layer}.lora_A", f"{layer}.lora_B")}
 
 
 def _variational(adapter: Adapter, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

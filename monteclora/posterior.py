@@ -89,11 +89,7 @@ class BlockPosterior(nn.Module):
         self.layers, self.ranks = tuple(ranks), tuple(ranks.values())
         self.last_draw: Draw | None = None
         self._is_running = False
-        self._waiting: dict[int, LayerDraw] = {}
-        """Parts of the latest draw that their layers have not taken."""
-        self._drawn_in = (-1, True)
-        """The backward that recomputed the latest draw (-1: none), and whether gradients were recorded: elsewhere its
-        parts belong to another forward or lack their graph."""
+        self._waiting = _Waiting({}, -1, True)
         self._shares: dict[int, float] = {}
         """The share of the penalty in the draws that a layer started, for their recomputation."""
         first_s = [torch.rand(r, generator=g, device="cpu") for r, g in zip(self.ranks, generators, strict=True)]
@@ -120,11 +116,11 @@ class BlockPosterior(nn.Module):
 
     def begin(self, block: nn.Module, arguments: Any) -> None:
         """Note that the block runs (a forward pre-hook of it)."""
-        self._is_running, self._waiting = True, {}
+        self._is_running, self._waiting = True, _Waiting({}, -1, True)
 
     def end(self, block: nn.Module, arguments: Any, output: Any) -> None:
         """Forget what nobody took of the draw (a forward hook of the block, also called when the forward fails)."""
-        self._is_running, self._waiting = False, {}
+        self._is_running, self._waiting = False, _Waiting({}, -1, True)
 
     @property
     def is_active(self) -> bool:
@@ -138,23 +134,29 @@ class BlockPosterior(nn.Module):
         transformers leaves hooks outside of what it recomputes, and a draw has to be inside to be made again.
 
         Raises:
-            AdapterError: activation checkpointing recomputes a part of the block that took its draw from outside.
+            AdapterError: activation checkpointing recomputes a part of the block, whose draw was made outside of it or
+                for layers outside of it.
         """
-        backward = torch._C._current_graph_task_id()
-        is_recorded = torch.is_grad_enabled()
-        if index in self._waiting and self._drawn_in in ((backward, True), (backward, is_recorded)):
-            return self._waiting.pop(index)
+        backward, is_recorded = torch._C._current_graph_task_id(), torch.is_grad_enabled()
+        parts = self._waiting.parts if self._waiting.backward == backward else {}
+        if index in parts and (self._waiting.is_recorded or not is_recorded):
+            return parts.pop(index)
         if backward == -1:
+            if index in parts and self._is_running:
+                raise AdapterError(
+                    f"{self._name} runs with gradients in one part and without in another, as under activation "
+                    f"checkpointing of a part (reentrant); checkpoint {self._name} as a whole"
+                )
             self._shares[index] = 1.0 if self._is_running else 1 / len(self.layers)
         elif index not in self._shares:
             raise AdapterError(
                 f"activation checkpointing recomputes {self.layers[index]} by itself, but it was drawn with the other "
-                f"layers of {self.block or 'the model'}; checkpoint that as a whole"
+                f"layers of {self._name}; checkpoint that as a whole"
             )
         share = self._shares[index]
         drawn = dict(enumerate(self.draw(share)))
         own = drawn.pop(index)
-        self._waiting, self._drawn_in = drawn if share == 1 else {}, (backward, is_recorded)
+        self._waiting = _Waiting(drawn if share == 1 else {}, backward, is_recorded)
         return own
 
     def draw(self, share: float = 1.0) -> list[LayerDraw]:
@@ -195,6 +197,10 @@ class BlockPosterior(nn.Module):
         """Short description for `print(model)`."""
         return f"ranks={list(self.ranks)}, num_samples={self.config.num_samples}"
 
+    @property
+    def _name(self) -> str:
+        return self.block or "the model"
+
     def _randomness(self, device: torch.device) -> tuple[torch.Generator | None, int]:
         """Generator of the block's draw (None: the default one) and the seed of its first layer's noise."""
         if self.controls.sample is None:
@@ -203,6 +209,17 @@ class BlockPosterior(nn.Module):
         digest = hashlib.sha256(f"{self.controls.sample}:{self.block}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") >> 2
         return torch.Generator(device=device).manual_seed(seed), seed + 1
+
+
+class _Waiting(NamedTuple):
+    """What is left of a draw, and for whom: elsewhere it would belong to another forward or lack its graph."""
+
+    parts: dict[int, LayerDraw]
+    """Of layers that have not run yet, by index."""
+    backward: int
+    """The backward that recomputed the draw; -1: none, it was made in a forward."""
+    is_recorded: bool
+    """Whether autograd recorded the draw."""
 
 
 class _Sizes(NamedTuple):

@@ -53,7 +53,8 @@ def predict(adapter: Adapter, forward: Callable[[], Tensor], num_samples: int, s
     """
     if num_samples < 1:
         raise AdapterError(f"num_samples is {num_samples}; the predictive distribution needs 1 or more draws")
-    if training := [name for name, module in adapter.modules.items() if module.training]:
+    adapter.check_in_place()
+    if training := [name for name, module in adapter.layers.items() if module.training]:
         raise AdapterError(
             f"{training[0]} is in training mode, in which dropout would be part of the draw; call model.eval() first"
         )

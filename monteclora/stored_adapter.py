@@ -182,11 +182,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise AdapterError(f"{path} is missing; save the adapter again, in safetensors format") from None
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged ({error}); save the adapter again") from error
+    for name, value in tensors.items():
+        # fp8 has no isfinite.
+        if not (value.float() if value.is_floating_point() and value.itemsize == 1 else value).isfinite().all():
+            raise AdapterError(
+                f"{path} holds NaN or infinite values in {name}: the training that saved it diverged; take an earlier "
+                "checkpoint of it"
+            )
+    return tensors
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,8 +7,7 @@ parts; this module owns training's and composes the whole.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +16,14 @@ from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
-from training.shape import Shape, adapter_problems, from_hugging_face
+from monteclora.peft_config import more_than_lora
+from training.files import read_json
+from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face
 
 Kind = Literal["none", "lora", "monteclora"]
+
+ADAPTER_JSON = "adapter_config.json"
+"""PEFT's description of a saved adapter."""
 
 Problem = tuple[str, str]
 """A dotted field name and what is wrong with its value."""
@@ -154,8 +158,18 @@ class AdapterConfig(MonteCLoRAConfig):
             )
         elif not self.init_from.is_dir():
             yield "init_from", "no such folder"
-        elif not (self.init_from / "adapter_config.json").is_file():
-            yield "init_from", "the folder has no adapter_config.json, so it is not a saved adapter"
+        elif not (self.init_from / ADAPTER_JSON).is_file():
+            yield "init_from", f"the folder has no {ADAPTER_JSON}, so it is not a saved adapter"
+        elif (saved := read_json(self.init_from / ADAPTER_JSON)) is None:
+            yield "init_from", f"the folder's {ADAPTER_JSON} can't be read; save the adapter again"
+        elif saved.get("peft_type") != "LORA":
+            yield "init_from", f"is of type {saved.get('peft_type')} in its {ADAPTER_JSON}; only LORA can be read"
+        elif more := list(more_than_lora(saved)):
+            yield (
+                "init_from",
+                f"is more than a plain LoRA: its {ADAPTER_JSON} sets {', '.join(more)}; merge it into its base with PEFT "
+                "and set model.base to the result",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +307,8 @@ class CheckpointConfig:
         for name in ("every_steps", "keep"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1"
+        if self.export_merged and not self.export:
+            yield "export_merged", "is true, but export is false, so nothing is exported; set one of them otherwise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,8 +342,12 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     """What is measured before, during and after."""
 
-    def problems(self, world_size: int = 1) -> Iterator[Problem]:
-        """Yield (dotted field, message) for every problem of the configuration on `world_size` ranks."""
+    def problems(self, world_size: int = 1, unread: Collection[str] = ()) -> Iterator[Problem]:
+        """Yield (dotted field, message) for every problem of the configuration on `world_size` ranks.
+
+        The defaults of the settings in `unread` stand in for values that could not be read; what an adapter of others
+        would ask of the model is then not checked.
+        """
         for section in dataclasses.fields(self):
             yield from nested(section.name, getattr(self, section.name))
         yield from self._batch_problems(world_size)
@@ -342,6 +362,7 @@ class Config:
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
             yield f"eval.{name}", message
         yield from self._adapter_problems()
+        yield from self._fit_problems(unread)
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
@@ -368,11 +389,48 @@ class Config:
                     "trains the variational parameters of a LoRA that has been trained; set adapter.start_step (steps of "
                     "LoRA before them) or adapter.init_from (a saved adapter)",
                 )
-        chosen, shape = ours.build(), self._llama_shape()
-        # The adapter's own rules come first: with a rank below 1, say, there is nothing to compare.
-        if chosen is not None and shape is not None and not list(chosen.problems()):
-            for name, message in adapter_problems(chosen, shape):
-                yield f"adapter.{name}", message
+        if ours.kind == "none" and self.checkpoint.export_merged:
+            yield (
+                "checkpoint.export_merged",
+                "merges an adapter, and adapter.kind is none, whose export is a full model; remove it",
+            )
+        is_alone = self.hidden_key.enabled and self.hidden_key.other_dropout == "off"
+        if is_alone and ours.kind != "none" and ours.dropout > 0:
+            yield (
+                "adapter.dropout",
+                "is other dropout than HiddenKey's, and the paper trains without it; set it to 0, or "
+                "hidden_key.other_dropout to kept",
+            )
+
+    def _fit_problems(self, unread: Collection[str]) -> Iterator[Problem]:
+        """What the adapter's layers and ranks ask of the model and of the adapter to start with."""
+        chosen = self.adapter.build()
+        if chosen is None:
+            return
+        # Their own rules come first: with a rank below 1, say, there is nothing to compare.
+        wrong = {name.partition(".")[0] for name, _ in chosen.problems()}
+        wrong |= {name.removeprefix("adapter.") for name in unread}
+        if wrong & {"rank", "rank_pattern", "alpha_pattern", "targets", "modules_to_save"}:
+            return
+        start = self.adapter.init_from
+        saved = None if start is None else read_json(start / ADAPTER_JSON)
+        has_pattern = saved is None or saved.get("rank_pattern") or chosen.rank_pattern
+        if saved is not None and not has_pattern and saved.get("r") != chosen.rank:
+            yield (
+                "adapter.rank",
+                f"is {chosen.rank}, but the adapter in adapter.init_from has rank {saved.get('r')}; give the same",
+            )
+        shape = self._llama_shape()
+        if shape is None:
+            return
+        for name, message in adapter_problems(chosen, shape):
+            yield f"adapter.{name}", message
+        if shape.is_tied and self.checkpoint.export_merged and "lm_head" in adapted_linears(shape, chosen):
+            yield (
+                "checkpoint.export_merged",
+                "would change the input embeddings too, whose weight lm_head shares in this base; take lm_head out of "
+                "adapter.targets, or set it to false",
+            )
 
     def _llama_shape(self) -> Shape | None:
         """The sizes of a LLaMA that lies here, or None of another kind of model and of a hub name."""
@@ -442,11 +500,7 @@ def looks_like_path(base: str) -> bool:
 
 def base_shape(base: str) -> dict[str, Any] | None:
     """The config.json of a base model folder, or None when there is none to read."""
-    try:
-        shape = json.loads((Path(base) / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return shape if isinstance(shape, dict) else None
+    return read_json(Path(base) / "config.json")
 
 
 def to_dict(value: Any) -> Any:

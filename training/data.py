@@ -35,7 +35,7 @@ def open_data(
         except PipelineError as error:
             problem = error
     try:
-        raise_on_all_ranks(problem, world)
+        raise_on_all_ranks(problem, PipelineError, world)
     except PipelineError:
         if stream is not None:
             stream.close()

@@ -29,7 +29,6 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from data_pipeline.errors import PipelineError
 from monteclora import Adapter, HiddenKey
 from training.config import Config
 from training.loss import IGNORE, summed_cross_entropy
@@ -134,16 +133,16 @@ def rank_0_first(world: World, *, heartbeat_seconds: float = 10.0) -> Iterator[N
         _from_rank_0_flag(False, world)
 
 
-def raise_on_all_ranks(problem: PipelineError | None, world: World) -> None:
-    """Raise the first problem that any rank has on all ranks (a collective); nothing where none has one.
+def raise_on_all_ranks(problem: Exception | None, kind: type[Exception], world: World) -> None:
+    """Raise the first problem that any rank has on all ranks, as this kind (a collective); nothing where none has one.
 
-    A rank that alone could not read its data, of a disk of its node say, would else end without a word, and the others wait.
+    A rank that alone could not read a file, of a disk of its node say, would else end without a word, and the others wait.
     """
     problems: list[str | None] = [None] * world.size
     dist.all_gather_object(problems, None if problem is None else str(problem))
     for rank, message in enumerate(problems):
         if message is not None:
-            raise PipelineError(message if rank == 0 else f"rank {rank}: {message}") from problem
+            raise kind(message if rank == 0 else f"rank {rank}: {message}") from problem
 
 
 def _from_rank_0_flag(flag: bool, world: World) -> bool:
@@ -253,10 +252,11 @@ class Engine:
         """Set adapter and learning rates for the step; return whether the adapter adds a penalty in it."""
         adapter, config = self.adapter, self.config.adapter
         if adapter is not None:
-            adapter.set_step(step)
+            adapter.begin_step(step, self.deepspeed.optimizer, lr)
             adapter.set_penalty_weight(1 / num_micro_batches)
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr * (1.0 if adapter is None else adapter.lr_ratio(group["name"]))
+        else:
+            for group in self.deepspeed.optimizer.param_groups:
+                group["lr"] = lr
         if config.kind != "monteclora":
             return False
         if step == config.start_step:
@@ -399,7 +399,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Named groups: an adapter's own; without one, matrices with weight decay, norms and biases without."""
     if adapter is not None:
-        return adapter.parameter_groups(config.optim.weight_decay)
+        return adapter.parameter_groups(config.optim.lr, config.optim.weight_decay)
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     for parameter in parameters.values():
         num_dims = len(getattr(parameter, "ds_shape", parameter.shape))

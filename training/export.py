@@ -26,7 +26,7 @@ def export(engine: Engine, tokenizer: Tokenizer, config: Config) -> Path:
     if adapter is None:
         tensors = _on_rank_0(engine.full_parameters())
         return _publish(engine, tokenizer, config, lambda folder: _save_model(engine, folder, tensors))
-    names = _live_names(engine, adapter.parameters())
+    names = _live_names(engine, adapter.named_parameters())
     found = _on_rank_0(engine.full_parameters(sorted(names.values())))
     values = {name: found[live] for name, live in names.items() if live in found}
     frozen = {live: name for name, live in _live_names(engine, frozen_weights(adapter)).items()}
@@ -51,14 +51,14 @@ def export_merged(engine: Engine, tokenizer: Tokenizer, config: Config) -> Path:
     assert adapter is not None, "without an adapter there is nothing to merge"
     check_mergeable(engine.model)
     tensors = _on_rank_0(engine.full_parameters())
-    names = _live_names(engine, adapter.parameters())
+    names = _live_names(engine, adapter.named_parameters())
     frozen = _live_names(engine, frozen_weights(adapter))
 
     def write(folder: Path) -> None:
         values = {name: tensors[live] for name, live in names.items()}
         fingerprint = base_fingerprint((name, tensors[live]) for name, live in frozen.items())
         _save_adapter(engine, folder / "adapter", config, values, fingerprint)
-        for name, layer in adapter.modules.items():
+        for name, layer in adapter.layers.items():
             weight = tensors[frozen[f"{name}.weight"]]
             low_rank = values[f"{name}.lora_A"], values[f"{name}.lora_B"]
             tensors[frozen[f"{name}.weight"]] = merged_weight(weight, *low_rank, layer.scaling)

@@ -1,7 +1,7 @@
 """Train: `deepspeed training/main.py --ds_config ds_configs/zero3.json --recipe recipes/….toml [--optim.lr 2e-5 …]`.
 
 Also starts with `python -m training.main`, as one plain process, under torchrun, mpirun and srun.
-Exit codes: 0 done, 2 wrong configuration, 85 stopped with everything saved (start it again to continue).
+Exit codes: 0 done, 1 failed, 2 wrong configuration, 85 stopped with everything saved (start it again to continue).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from training.command_line import (
     Command,
     parse_command_line,
 )
+from training.config import Config
 from training.errors import CheckpointError, ModelError, NonFiniteGradients
 from training.recipe import ConfigError
 from training.stopping import StopRequest
@@ -70,14 +71,15 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     quiet_libraries()
     from data_pipeline import load_tokenizer
     from monteclora import attach_adapter, attach_hidden_key
-    from monteclora.peft_format import load_weights
+    from monteclora.merge import check_mergeable
     from training.data import open_data
     from training.display import Display
     from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
+    from training.initial_adapter import load_adapter
     from training.loop import train
-    from training.model import build_model, count_parameters, folder_fingerprint, gathered
+    from training.model import build_model, count_parameters, folder_fingerprint
     from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
@@ -88,7 +90,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     log = open_log(config.run.dir, world.rank)
     record = RunRecord(config.run.dir, world)
     display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
-    display.say(f"starting {world.size} rank(s), adapter {config.adapter.kind}, in {config.run.dir}")
+    display.say(f"starting {world.size} rank(s), {method(config)}, in {config.run.dir}")
     init_distributed(world, display.say)
     if not from_rank_0(record.lock, world):
         raise ConfigError([f'run.dir = "{config.run.dir}": another start of this run is going on'])
@@ -100,7 +102,10 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
     if adapter is not None and config.adapter.init_from is not None:
-        load_weights(adapter, config.adapter.init_from, gather=gathered)
+        load_adapter(adapter, config.adapter.init_from, world)
+    if config.checkpoint.export_merged:
+        # Of a base from the hub it is known only here.
+        check_mergeable(model)
     hidden_key_config = config.hidden_key.build()
     hidden_key = attach_hidden_key(model, hidden_key_config) if hidden_key_config else None
     parameters = count_parameters(model)
@@ -133,6 +138,9 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
                 engine, iter(stream), progress, config=config, record=record, display=display,
                 evaluation=evaluation, saver=saver, stop=stop,
             )  # fmt: skip
+        if is_done and config.checkpoint.export:
+            write = export_merged if config.checkpoint.export_merged else export
+            display.say(f"exported to {write(engine, tokenizer, config)}")
     except BaseException as error:
         log.exception("failed at step %d", progress.step)
         record.finish("failed", **progress.as_dict(), error=f"{type(error).__name__}: {error}")
@@ -150,14 +158,20 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
         engine.close()
         record.unlock()
         return EXIT_PREEMPTED
-    if config.checkpoint.export:
-        write = export_merged if config.checkpoint.export_merged and adapter is not None else export
-        display.say(f"exported to {write(engine, tokenizer, config)}")
     record.finish("done", **progress.as_dict())
     display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     engine.close()
     record.unlock()
     return EXIT_DONE
+
+
+def method(config: Config) -> str:
+    """What trains, and with which dropout, in a few words."""
+    hidden_key = config.hidden_key
+    if not hidden_key.enabled:
+        return f"adapter {config.adapter.kind}"
+    compensation = hidden_key.compensation if hidden_key.has_compensation else "without compensation"
+    return f"adapter {config.adapter.kind}, HiddenKey {compensation}"
 
 
 def leave(code: int) -> NoReturn:

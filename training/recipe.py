@@ -39,6 +39,8 @@ class Draft:
     entries: dict[str, dict[str, None]] = dataclasses.field(default_factory=dict)
     """Names in each named table (dictionaries, to keep their order), also of entries that say nothing else."""
     source: dict[str, str] = dataclasses.field(default_factory=dict)
+    unread: set[str] = dataclasses.field(default_factory=set)
+    """Settings whose defaults stand in for values that could not be read."""
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def wrong(self, path: str, source: str, message: str, value: Any = None) -> None:
@@ -89,7 +91,7 @@ def load_config(
         raise ConfigError(draft.problems)
     is_as_written = len(draft.problems) == len(more_problems)
     config = fill_run_dir(Config(**sections), draft)
-    for path, message in config.problems(world_size or 1):
+    for path, message in config.problems(world_size or 1, draft.unread):
         if needs_files or not is_missing_file(config, path):
             report(draft, config, path, message)
     if is_as_written:
@@ -120,7 +122,12 @@ def is_missing_file(config: Config, path: str) -> bool:
 
 
 def report(draft: Draft, config: Any, path: str, message: str) -> None:
-    """Note a value out of range, saying where it was set (or that it is the default)."""
+    """Note a value out of range, saying where it was set (or that it is the default).
+
+    Nothing is noted of a default that stands in for a value that could not be read.
+    """
+    if any(path == unread or path.startswith(f"{unread}.") for unread in draft.unread):
+        return
     value = value_at(config, path)
     # The messages of some packages begin with the value; a path is said wherever it stands.
     is_said = re.match(rf"(is )?'?{re.escape(str(value))}(?![\w.])", message) or (
@@ -187,7 +194,9 @@ def put(draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: 
     except ValueError as error:
         draft.wrong(path, source, str(error), value)
         # The default stands in, so that the checks of all other values still run.
+        draft.unread.add(path)
         return
+    draft.unread.discard(path)
     draft.values[path] = decoded
     draft.source[path] = source
 

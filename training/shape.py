@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from monteclora.config import LoRAConfig, count_adapter_parameters, is_inside, is_target, matches
+from monteclora.config import LoRAConfig, adapted, count_adapter_parameters, is_inside, model_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +67,17 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
 
 def adapted_linears(shape: Shape, config: LoRAConfig) -> dict[str, tuple[int, int]]:
     """(in, out) of the linear layers that an adapter is put on, by full name."""
-    return {
-        name: sides
-        for name, sides in shape.linears().items()
-        if is_target(name, config.targets) and not is_inside(name, config.modules_to_save)
-    }
+    linears = shape.linears()
+    return {name: linears[name] for name in adapted(linears, config)}
 
 
 def saved_parameters(shape: Shape, config: LoRAConfig) -> dict[str, int]:
     """Number of elements of the parameters that train in full beside an adapter, by full name."""
     sizes = shape.parameters()
-    return {name: size for name, size in sizes.items() if is_inside(name.rpartition(".")[0], config.modules_to_save)}
+    saved = {name: size for name, size in sizes.items() if is_inside(name.rpartition(".")[0], config.modules_to_save)}
+    if shape.is_tied and is_inside("lm_head", config.modules_to_save):
+        saved["model.embed_tokens.weight"] = sizes["model.embed_tokens.weight"]
+    return saved
 
 
 def count_trained(shape: Shape, config: LoRAConfig) -> tuple[int, int]:
@@ -89,28 +89,16 @@ def count_trained(shape: Shape, config: LoRAConfig) -> tuple[int, int]:
 def adapter_problems(config: LoRAConfig, shape: Shape) -> Iterator[tuple[str, str]]:
     """Yield (field, message) for every pattern that matches nothing in the model and every rank too large for a layer."""
     linears = shape.linears()
-    called = "the model's linear layers are called " + ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-    for setting in ("targets", "rank_pattern", "alpha_pattern"):
-        for pattern in getattr(config, setting):
-            if not any(matches(name, pattern) for name in linears):
-                yield setting, f"{pattern!r} matches no linear layer; {called}"
-    for pattern in config.modules_to_save:
-        if not any(is_inside(name.rpartition(".")[0], (pattern,)) for name in shape.parameters()):
-            yield (
-                "modules_to_save",
-                f"{pattern!r} matches no module with parameters of its own; model.embed_tokens is one",
-            )
-    adapted = adapted_linears(shape, config)
-    if not adapted and any(is_target(name, config.targets) for name in linears):
-        yield "targets", "match only layers inside modules_to_save, which train in full; take them out of one"
-    reported = set()
-    for name, sides in adapted.items():
-        pattern = next((p for p in config.rank_pattern if matches(name, p)), None)
-        setting = "rank" if pattern is None else f"rank_pattern.{pattern}"
-        if config.rank_of(name) >= min(sides) and setting not in reported:
-            reported.add(setting)
-            yield (
-                setting,
-                f"is {config.rank_of(name)}, no low rank for {name}, which is {sides[0]} x {sides[1]}; "
-                f"give less than {min(sides)}, or leave the layer out of targets",
-            )
+    inside = [*linears, *(name.rpartition(".")[0] for name in shape.parameters())]
+    modules = {
+        ".".join(parts[: end + 1]): None for parts in (name.split(".") for name in inside) for end in range(len(parts))
+    }
+    yield from model_problems(config, linears, modules)
+    if shape.is_tied and "lm_head" in adapted(linears, config) and saved_parameters(shape, config).get(_EMBEDDING):
+        yield (
+            "modules_to_save",
+            "train the embeddings in full, whose weight lm_head shares, and targets freeze it; take one out",
+        )
+
+
+_EMBEDDING = "model.embed_tokens.weight"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from monteclora.settings import type_problems
+
 KeyMethod = Literal["dropkey", "dropattention"]
 Pattern = Literal["element", "column", "span"]
 Compensation = Literal["none", "kl", "js"]
@@ -45,14 +47,15 @@ class HiddenKeyConfig:
 
     compensation: Compensation = "kl"
     """Divergence added to the loss. `kl`: symmetric, between two stochastic passes. `js`: from a stochastic pass to one
-    without dropping. `none`: no second pass."""
+    in evaluation mode, without any dropout or adapter noise. `none`: no second pass."""
 
     compensation_weight: float = 1.0
     """Factor on the divergence, which is in nats; the paper tries 0.01 to 10."""
 
     both_branches: bool = False
-    """Back-propagate through both passes of `kl`. Off, the second pass is a constant and needs no activations, as in the
-    paper."""
+    """Back-propagate through both passes of `kl`, best as one forward of the rows repeated: in two forwards an adapter's
+    penalty joins the gradients in each, and needs half its weight (`Adapter.set_penalty_weight(1 / 2)`). Off, the second
+    pass is a constant and needs no activations, as in the paper."""
 
     layers: Layers = "auto"
     """Layers that drop. `upper_half`: index >= number of layers / 2. `auto`: the upper half of a decoder, all layers of
@@ -60,7 +63,7 @@ class HiddenKeyConfig:
 
     other_dropout: OtherDropout = "off"
     """`off` disables the model's own dropout, as the paper does; `kept` leaves it on, except where HiddenCut stands in
-    its place."""
+    its place. An adapter's `dropout` is a setting of the adapter, which this leaves alone; the paper trains without it."""
 
     @property
     def has_compensation(self) -> bool:
@@ -68,7 +71,10 @@ class HiddenKeyConfig:
         return self.compensation != "none" and self.compensation_weight > 0
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (field name, what is wrong and what to do) for every value out of range."""
+        """Yield (field name, what is wrong and what to do) for every value of a wrong type, else for every one out of range."""
+        if wrong := list(type_problems(self)):
+            yield from wrong
+            return
         for field in ("key_rate", "hidden_rate"):
             value = getattr(self, field)
             if not 0 <= value < 1:

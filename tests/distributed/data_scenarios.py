@@ -90,9 +90,9 @@ def open_together(seconds: float, patience: float) -> dict[str, Any]:
         if world.rank == 0:
             time.sleep(seconds)
         left = time.time()
-    raise_on_all_ranks(None, world)
+    raise_on_all_ranks(None, PipelineError, world)
     try:
-        raise_on_all_ranks(PipelineError("no such disk") if world.rank == 1 else None, world)
+        raise_on_all_ranks(OSError("no such disk") if world.rank == 1 else None, PipelineError, world)
         problem = ""
     except PipelineError as error:
         problem = str(error)

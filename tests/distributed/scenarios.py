@@ -190,7 +190,7 @@ class Plain:
         batch, hash_sum = take_step(self.rows, num_rows=rows, micro_batch_rows=micro_rows)
         targets = sum(int((micro.labels != IGNORE).sum()) for micro in batch)
         if self.adapter is not None:
-            self.adapter.set_step(step)
+            self.adapter.begin_step(step)
             self.adapter.set_penalty_weight(1 / len(batch))
         loss, penalty, compensation = 0.0, 0.0, 0.0
         for micro in batch:
@@ -240,9 +240,9 @@ class Plain:
             logits, second = logits[:rows][is_target], logits[rows:][is_target]
         else:
             with torch.no_grad():
-                self.hidden_key.switch.is_on = settings.compensation == "kl"
+                self.model.train(settings.compensation == "kl")
                 second = self.logits(micro, step, branch=1)[is_target]
-                self.hidden_key.switch.is_on = True
+                self.model.train()
             whole = self.logits(micro, step)
             loss, logits = summed_cross_entropy(whole, micro.labels), whole[is_target]
         p, q = logits.log_softmax(-1), second.log_softmax(-1)

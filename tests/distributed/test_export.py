@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -29,8 +30,6 @@ SETTINGS = [
 
 def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     """Train two steps, export both ways, put the exported adapter on a fresh sharded base (on every rank)."""
-    import deepspeed
-
     from data_pipeline import load_tokenizer
     from monteclora import attach_adapter
     from monteclora.errors import AdapterError
@@ -39,7 +38,8 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     from training.ds_json import read_ds_config
     from training.engine import Engine, complete_ds_config
     from training.export import export, export_merged
-    from training.model import build_model
+    from training.initial_adapter import load_adapter
+    from training.model import build_model, gathered
 
     world = start()
     run = Run(recipe, [*SETTINGS, "--run.dir", folder], world, 0)
@@ -52,9 +52,6 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     adapter_folder = export(run.engine, tokenizer, config)
     trained = dict(run.engine.full_parameters(sorted(run.engine.names)))
 
-    def gather(parameter: Tensor) -> Any:
-        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-
     ds_json, _ = read_ds_config(CPU_JSON)
     ds_json["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     ds_config = complete_ds_config(ds_json, config, world)
@@ -62,18 +59,34 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     adapter_config = config.adapter.build()
     assert adapter_config is not None
     adapter = attach_adapter(model, adapter_config, seed=1)
-    is_sharded = all(layer.weight.numel() == 0 for layer in adapter.modules.values())
+    is_sharded = all(layer.weight.numel() == 0 for layer in adapter.layers.values())
     refusals = []
     for fingerprint in (None, "0" * 64):
         try:
-            load_weights(adapter, adapter_folder, fingerprint, gather=gather if fingerprint else None)
+            load_weights(adapter, adapter_folder, fingerprint, gather=gathered if fingerprint else None)
         except AdapterError as error:
             refusals.append(str(error))
-    load_weights(adapter, adapter_folder, gather=gather)
+    for change in ("damaged", "other"):
+        try:
+            load_adapter(adapter, changed_on_rank_1(adapter_folder, change, world.rank), world)
+        except AdapterError as error:
+            refusals.append(str(error))
+    load_adapter(adapter, adapter_folder, world)
     again = Engine(model, adapter, config, ds_config, world)
     started = dict(again.full_parameters(sorted(again.names)))
     differ = [name for name, value in trained.items() if value is not None and not torch.equal(value, started[name])]  # type: ignore[arg-type]
     return {"is_sharded": is_sharded, "differ": differ, "refusals": refusals, "num": len(trained)}
+
+
+def changed_on_rank_1(folder: Path, change: str, rank: int) -> Path:
+    """A copy of an adapter's folder that is this rank's own, as on a node's disk."""
+    copy = shutil.copytree(folder, folder.with_name(f"{change}-{rank}"))
+    path = copy / "adapter_model.safetensors"
+    if rank == 1 and change == "damaged":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif rank == 1:
+        save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +130,46 @@ def test_peft_transformers_and_we_read_the_same_model(tiny_recipe: Path, found: 
 def test_a_run_starts_from_it_beside_a_sharded_base(found: tuple[Path, dict[str, Any]]) -> None:
     _, result = found
     assert result["is_sharded"]
-    sharded, other = result["refusals"]
+    sharded, other_base, damaged, other_weights = result["refusals"]
     assert "lm_head.weight is sharded and cannot be set" in sharded
-    assert "trained on another base" in other
+    assert "trained on another base" in other_base
+    # Told on both ranks, though rank 0 has found nothing wrong.
+    assert damaged.startswith(f"rank 1: {found[0]}/damaged-1/adapter_model.safetensors is damaged")
+    assert other_weights == (
+        f"rank 1: {found[0]}/other-1 holds other weights here than on rank 0; copy the same to every node"
+    )
     assert result["differ"] == []
     assert result["num"] == 2 * 7 * 2 + 2 * 2 + 1
+
+
+def train_and_fail_to_export(recipe: str, folder: str) -> int:
+    """Run training/main.py's program, in which the adapter can't be exported."""
+    from monteclora.errors import AdapterError
+    from tests.distributed.scenarios import CPU_JSON
+    from training import export
+    from training.main import main
+
+    def refuse(*arguments: Any) -> Path:
+        raise AdapterError("it can't be merged")
+
+    export.export_merged = refuse
+    settings = (
+        "--adapter.kind",
+        "lora",
+        "--checkpoint.export_merged",
+        "true",
+        "--train.steps",
+        "2",
+        "--run.dir",
+        folder,
+    )
+    return main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *settings])
+
+
+def test_a_run_whose_export_fails_has_failed(tiny_recipe: Path, tmp_path: Path) -> None:
+    function = "tests.distributed.test_export:train_and_fail_to_export"
+    assert run_ranks(function, 1, recipe=str(tiny_recipe), folder=str(tmp_path / "run")) == [1]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["step"]) == ("failed", 2)
+    assert record["error"] == "AdapterError: it can't be merged"
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

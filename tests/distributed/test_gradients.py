@@ -29,12 +29,13 @@ PATTERNS = ("--adapter.rank_pattern", '{"*.mlp.*" = 8, "*.0.*" = 2}', "--adapter
             "--adapter.loraplus_ratio", "4")  # fmt: skip
 CASES: dict[str, tuple[str, ...]] = {
     "switch": ("monteclora", *PATTERNS, "--adapter.start_step", "2", "--adapter.coop_lr_ratio", "3"),
-    "posthoc": ("monteclora", "--adapter.start_step", "3", "--adapter.posthoc", "true"),
+    "posthoc": ("monteclora", "--adapter.start_step", "3", "--adapter.posthoc", "true", "--adapter.modules_to_save", "norm,lm_head"),
     "saved": ("lora", "--adapter.modules_to_save", "norm,embed_tokens", "--adapter.dropout", "0.1"),
     "kl": ("monteclora", *HIDDEN_KEY),
     "both": ("monteclora", *HIDDEN_KEY, "--hidden_key.both_branches", "true", "--hidden_key.layers", "all"),
-    "js": ("none", *HIDDEN_KEY, "--hidden_key.compensation", "js", "--hidden_key.compensation_weight", "100"),
-    "no_compensation": ("lora", *HIDDEN_KEY, "--hidden_key.compensation", "none", "--hidden_key.key_pattern", "span"),
+    "js": ("monteclora", "--adapter.dropout", "0.3", *HIDDEN_KEY, "--hidden_key.compensation", "js",
+           "--hidden_key.other_dropout", "kept"),
+    "no_compensation": ("none", *HIDDEN_KEY, "--hidden_key.compensation", "none", "--hidden_key.key_pattern", "span"),
 }  # fmt: skip
 RECOMPUTED = ("--model.activation_checkpointing", "true")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -164,10 +165,10 @@ def test_a_penalty_and_a_compensation_are_told_only_where_there_is_one(two_ranks
     def column(name: str, index: int) -> list[bool]:
         return [line[index] is not None for line in two_ranks[0][f"{name}-partitioned"]["curve"]]
 
-    assert column("kl", 2) == column("both", 2) == [True] * STEPS
+    assert column("kl", 2) == column("both", 2) == column("js", 2) == [True] * STEPS
     assert column("switch", 2) == [False, False, True, True, True]
     assert column("posthoc", 2) == [False, False, False, True, True]
-    assert column("saved", 2) == column("js", 2) == [False] * STEPS
+    assert column("saved", 2) == column("no_compensation", 2) == [False] * STEPS
     assert column("kl", 4) == column("js", 4) == column("both", 4) == [True] * STEPS
     assert column("switch", 4) == column("no_compensation", 4) == [False] * STEPS
 
@@ -188,8 +189,8 @@ def test_neither_accumulation_nor_world_size_changes_the_penaltys_weight(tiny_re
         std, pi = torch.ones_like(posterior.log_std), torch.zeros_like(posterior.log_concentration)
         draw = Draw(posterior.log_std, posterior.log_concentration, std, pi)
         penalty += variational_penalty(draw, posterior.sizes(std).rank, posterior.config)
-    (penalty / len(adapter.modules)).backward()
-    wanted = {name: parameter.grad for name, parameter in adapter.parameters().items() if "monteclora" in name}
+    (penalty / len(adapter.layers)).backward()
+    wanted = {name: parameter.grad for name, parameter in adapter.named_parameters().items() if "monteclora" in name}
     assert len(wanted) == 4
     for world_size in (1, 2):
         folder = tmp_path / str(world_size)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,21 @@ def test_a_run_is_described_from_its_record(tmp_path: Path, make_run: Callable[.
     assert run.get("world", "no", "such", default=5) == 5
     assert run.get("status", "deeper") is None
     assert load_run(make_run(tmp_path, "b", base=None)).label == "from scratch"
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [("none", "full finetuning + HiddenKey"), ("lora", "LoRA + HiddenKey"), ("monteclora", "MonteCLoRA + HiddenKey")],
+)
+def test_hidden_key_is_part_of_the_label(tmp_path: Path, make_run: Callable[..., Path], kind: str, label: str) -> None:
+    def named(name: str, base: str | None, **section: Any) -> str:
+        config = {"adapter": {"kind": kind}, "model": {"base": base}, **section}
+        return load_run(make_run(tmp_path, name, kind, config=config)).label
+
+    assert named("on", "base", hidden_key={"enabled": True}) == label
+    assert named("off", "base", hidden_key={"enabled": False}) == label.removesuffix(" + HiddenKey")
+    assert named("earlier", "base") == label.removesuffix(" + HiddenKey")
+    assert named("pretraining", None, hidden_key={"enabled": True}) == "from scratch"
 
 
 def test_a_crashed_run_is_tolerated(tmp_path: Path) -> None:

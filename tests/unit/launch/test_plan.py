@@ -24,7 +24,7 @@ TARGETS = {
 }
 MORE: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "patterns": {"rank_pattern": {"*.1.mlp.*": 2, "*_proj": 1}, "rslora": True, "alpha": 4.0},
+    "patterns": {"rank_pattern": {"model.layers.1.*": 2, "*_proj": 1}, "rslora": True, "alpha": 4.0},
     "norms in full": {"modules_to_save": ("*norm",)},
     "a block in full": {"modules_to_save": ("model.layers.0", "norm")},
 }

@@ -53,8 +53,8 @@ def trained(maker: Maker, config: LoRAConfig, **options: torch.dtype) -> tuple[n
     adapter = attach_adapter(model, config, seed=4, **options)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in adapter.parameters().values():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        for parameter in adapter.named_parameters().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
     return model, adapter
 
 

@@ -54,7 +54,7 @@ def adapt(model: nn.Module, config: LoRAConfig, *, penalty_weight: float = 1.0) 
     model.train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for module in adapter.modules.values():
+        for module in adapter.layers.values():
             module.lora_B.normal_(0, 0.3, generator=generator)
     adapter.set_penalty_weight(penalty_weight)
     return adapter
@@ -62,7 +62,7 @@ def adapt(model: nn.Module, config: LoRAConfig, *, penalty_weight: float = 1.0) 
 
 def gradients(model: nn.Module, adapter: Adapter, x: Tensor, *, seed: int = 3) -> dict[str, Tensor | None]:
     """Gradients of a loss with respect to the adapter and, if it needs one, to x, from a given state of the noise."""
-    parameters = adapter.parameters()
+    parameters = adapter.named_parameters()
     for parameter in parameters.values():
         parameter.grad = None
     x = x.detach().requires_grad_(x.requires_grad)

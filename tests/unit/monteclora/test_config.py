@@ -1,8 +1,8 @@
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +12,11 @@ import monteclora
 from monteclora.config import (
     LoRAConfig,
     MonteCLoRAConfig,
+    adapted,
     count_adapter_parameters,
     is_inside,
     is_target,
-    rank_problem,
+    model_problems,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +57,57 @@ def test_every_value_out_of_range_is_one_problem(config: LoRAConfig, field: str,
     [(name, message)] = config.problems()
     assert name == field
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "message"),
+    [
+        ({"rank": 4.0}, "rank", "is 4.0; give a whole number"),
+        ({"rank": True}, "rank", "is True; give a whole number"),
+        ({"rank": "8"}, "rank", "is '8'; give a whole number"),
+        ({"rank": None}, "rank", "is None; give a whole number"),
+        ({"alpha": "16"}, "alpha", "is '16'; give a number or None"),
+        ({"dropout": None}, "dropout", "is None; give a number"),
+        ({"rslora": 1}, "rslora", "is 1; give True or False"),
+        ({"targets": "q_proj"}, "targets", "is 'q_proj'; give a list, each entry a text"),
+        ({"targets": (1,)}, "targets", "is (1,); give a list, each entry a text"),
+        ({"targets": None}, "targets", "is None; give a list, each entry a text"),
+        ({"modules_to_save": {"a": 1}}, "modules_to_save", "is {'a': 1}; give a list, each entry a text"),
+        (
+            {"rank_pattern": {"q_proj": 4.0}},
+            "rank_pattern",
+            "is {'q_proj': 4.0}; give a table of patterns, each with a whole number",
+        ),
+        ({"rank_pattern": {1: 4}}, "rank_pattern", "is {1: 4}; give a table of patterns, each with a whole number"),
+        (
+            {"rank_pattern": [("q", 4)]},
+            "rank_pattern",
+            "is [('q', 4)]; give a table of patterns, each with a whole number",
+        ),
+        (
+            {"alpha_pattern": {"q": None}},
+            "alpha_pattern",
+            "is {'q': None}; give a table of patterns, each with a number",
+        ),
+        ({"num_samples": 4.5}, "num_samples", "is 4.5; give a whole number"),
+        ({"noise_scale": "1e-5"}, "noise_scale", "is '1e-5'; give a number"),
+        ({"estimator": None}, "estimator", "is None; give `collapsed` or `sampled`"),
+        ({"start_step": 1e3}, "start_step", "is 1000.0; give a whole number"),
+        ({"posthoc": "yes"}, "posthoc", "is 'yes'; give True or False"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_problem(settings: dict[str, Any], field: str, message: str) -> None:
+    """And the only one: values out of range are looked for among those that have their types."""
+    assert list(MonteCLoRAConfig(**settings, loraplus_ratio=-1.0).problems()) == [(field, message)]
+    if field in LoRAConfig.__dataclass_fields__:
+        assert list(LoRAConfig(**settings).problems()) == [(field, message)]
+
+
+def test_lists_of_patterns_are_taken_as_tuples() -> None:
+    """As JSON and TOML have them."""
+    config = LoRAConfig(targets=["q_proj"], modules_to_save=["lm_head"])  # type: ignore[arg-type]
+    assert config == LoRAConfig(targets=("q_proj",), modules_to_save=("lm_head",))
+    assert list(config.problems()) == []
 
 
 def test_all_problems_are_found_at_once() -> None:
@@ -125,17 +177,94 @@ def test_a_module_is_inside_those_around_it(name: str, pattern: str, expected: b
     assert is_inside(name, ("never", pattern)) is expected
 
 
-def test_rank_must_be_below_the_smaller_side() -> None:
-    assert rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=3)) is None
-    for rank in (4, 5):
-        message = rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=rank))
-        assert message == (
-            f"rank = {rank} is no low rank for a.q_proj, which is 8 x 4; give less than 4, for this layer alone with "
-            "rank_pattern"
+LAYERS = {
+    "model.layers.0.q_proj": (16, 16),
+    "model.layers.0.k_proj": (16, 8),
+    "model.layers.1.q_proj": (16, 16),
+    "model.layers.1.k_proj": (16, 8),
+    "lm_head": (16, 40),
+}
+MODULES = ["model", "model.embed_tokens", "model.layers", "model.layers.0", "model.layers.1", *LAYERS]
+CALLED = "the model's linear layers are called k_proj, lm_head, q_proj"
+
+
+def problems(layers: dict[str, tuple[int, int]] = LAYERS, **settings: Any) -> list[tuple[str, str]]:
+    config = LoRAConfig(**{"rank": 2, "targets": ("q_proj", "k_proj"), **settings})
+    assert list(config.problems()) == []
+    return list(model_problems(config, layers, MODULES))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"targets": ("*",)},
+        {"targets": ("model.layers.[01].q_proj",), "rank": 15},
+        {"rank": 15, "rank_pattern": {"k_proj": 7}, "alpha_pattern": {"model.layers.1.*": 3}},
+        {"targets": ("q_proj", "lm_head"), "modules_to_save": ("embed_tokens", "model.layers.1")},
+    ],
+)
+def test_what_fits_the_model_is_no_problem(settings: dict[str, Any]) -> None:
+    assert problems(**settings) == []
+
+
+def test_adapted_layers_are_the_targets_outside_of_what_trains_in_full() -> None:
+    config = LoRAConfig(targets=("k_proj", "lm_head"), modules_to_save=("model.layers.1",))
+    assert adapted(LAYERS, config) == ["model.layers.0.k_proj", "lm_head"]
+
+
+def test_every_target_that_matches_nothing_is_told_with_what_there_is() -> None:
+    assert problems(targets=("query", "q_proj", "value")) == [
+        ("targets", f"'query' matches no linear layer; {CALLED}"),
+        ("targets", f"'value' matches no linear layer; {CALLED}"),
+    ]
+    # The common mistake: a pattern that would match part of a name.
+    assert problems(targets=("layers.0.q_proj",)) == [
+        (
+            "targets",
+            f"'layers.0.q_proj' matches no linear layer; {CALLED}; a pattern with a dot is compared with the full name, "
+            "of which one is model.layers.0.q_proj",
         )
-    own = rank_problem("a.q_proj", (8, 4), LoRAConfig(rank=2, rank_pattern={"a.*": 9}))
-    assert own is not None
-    assert re.match(r"rank_pattern a\.\* = 9 is no low rank for a\.q_proj", own)
+    ]
+    assert problems({}, targets=("a.b",)) == [
+        ("targets", "'a.b' matches no linear layer; the model has no linear layer")
+    ]
+
+
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_for_layers_that_are_not_adapted_is_told(setting: str) -> None:
+    """One that matches no layer, one that no target does, and one inside of what trains in full."""
+    patterns: dict[str, Any] = {"query": 2, "lm_head": 2, "model.layers.1.*": 2, "k_proj": 2}
+    assert problems(modules_to_save=("model.layers.1",), **{setting: patterns}) == [
+        (setting, f"'{pattern}' matches no layer that targets adapt; one of those is model.layers.0.q_proj")
+        for pattern in ("query", "lm_head", "model.layers.1.*")
+    ]
+
+
+def test_a_module_that_is_not_there_is_told() -> None:
+    assert problems(modules_to_save=("score", "embed_tokens")) == [
+        ("modules_to_save", "'score' matches no module; the model consists of model, lm_head")
+    ]
+
+
+def test_targets_inside_modules_to_save_alone_are_told() -> None:
+    assert problems(targets=("q_proj",), modules_to_save=("layers",)) == [
+        ("targets", "match only layers inside modules_to_save, which train in full; take them out of one")
+    ]
+
+
+@pytest.mark.parametrize("rank", [8, 9])
+def test_a_rank_must_be_below_the_smaller_side_and_is_told_once(rank: int) -> None:
+    advice = "for this layer alone with rank_pattern, or leave it out of targets"
+    assert problems(rank=rank) == [
+        ("rank", f"is {rank}, no low rank for model.layers.0.k_proj, which is 16 x 8; give less than 8, {advice}")
+    ]
+    found = problems(rank=rank, rank_pattern={"model.layers.1.*": 16})
+    assert [name for name, _ in found] == ["rank", "rank_pattern.model.layers.1.*"]
+    assert found[1][1] == (
+        f"is 16, no low rank for model.layers.1.q_proj, which is 16 x 16; give less than 16, {advice}"
+    )
+    assert problems(rank=rank, targets=("q_proj", "lm_head")) == []
 
 
 def test_parameter_count() -> None:
@@ -155,6 +284,11 @@ def test_configuration_is_read_without_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """Or type checkers of its users would take all of it for Any."""
+    assert (Path(monteclora.__file__).parent / "py.typed").is_file()
 
 
 def test_public_names_exist() -> None:

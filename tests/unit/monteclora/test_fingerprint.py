@@ -80,7 +80,7 @@ def test_one_weight_is_looked_at_at_a_time() -> None:
 def test_an_adapter_tells_its_base(config: LoRAConfig) -> None:
     plain = dict(llama().named_parameters())
     adapter = attach_adapter(llama(), config)
-    names = [f"{name}.weight" for name in adapter.modules]
+    names = [f"{name}.weight" for name in adapter.layers]
     assert list(frozen_weights(adapter)) == names
     assert adapter_fingerprint(adapter) == base_fingerprint((name, plain[name]) for name in names)
     assert adapter_fingerprint(adapter) != adapter_fingerprint(attach_adapter(llama(seed=1), config))

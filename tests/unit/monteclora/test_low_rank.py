@@ -1,14 +1,16 @@
 """The one-node linear layer against plain autograd, finite differences, and what it may keep for backward."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monteclora import low_rank
+from monteclora.lora import LoRALinear
 from monteclora.low_rank import low_rank_linear, standard_normal, zero_gradient
 
 F64 = torch.float64
@@ -123,7 +125,9 @@ def test_dropout_zeroes_features_independently_and_scales_the_rest_up() -> None:
 
 @pytest.mark.parametrize("has_noise", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_nothing_is_kept_for_backward_but_operands_and_a_mask(has_noise: bool, dropout: float) -> None:
+def test_nothing_is_kept_for_backward_but_operands_the_rank_r_product_and_a_mask(
+    has_noise: bool, dropout: float
+) -> None:
     tensors = {name: value.requires_grad_() for name, value in operands(shape=(3, 50)).items()}
     x, weight, bias, a, b, scale = tensors.values()
     saved: list[Tensor] = []
@@ -137,7 +141,12 @@ def test_nothing_is_kept_for_backward_but_operands_and_a_mask(has_noise: bool, d
         y = low_rank_linear(x, weight, bias, a, b, scaling=1.7, dropout=dropout, **noise)
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     extra = [tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in storages]
-    assert [(tensor.dtype, tensor.numel()) for tensor in extra] == [(torch.bool, x.numel())] * (dropout > 0)
+    hidden, *masks = sorted(extra, key=lambda tensor: tensor.dtype == torch.bool)
+    assert hidden.shape == (3 * 50, RANK)
+    noisy = a + scale.unsqueeze(1) * standard_normal(a, 11) if has_noise else a
+    dropped = x if not masks else x * masks[0].view_as(x)
+    torch.testing.assert_close(hidden, F.linear(dropped, noisy).view(-1, RANK))
+    assert [(tensor.dtype, tensor.numel()) for tensor in masks] == [(torch.bool, x.numel())] * (dropout > 0)
     # One node, below the view that gives its rows the shape of x; it holds no tensor past autograd's back.
     assert y.grad_fn is not None
     ((node, _),) = y.grad_fn.next_functions
@@ -256,6 +265,35 @@ def test_zero_gradient_is_the_parameter_with_a_gradient_of_zeros() -> None:
     (frozen * math.nan).sum().backward()
     assert parameter.grad is not None
     assert torch.equal(parameter.grad, torch.zeros(3))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in what it imports to compile
+def test_compiled_layers_have_the_gradients_of_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers with dropout: inductor fuses the sums of gradients between them with what scales them."""
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        pytest.skip("torch.compile needs a C++ compiler for CPUs")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "compile_threads", 1)
+    monkeypatch.setattr(config, "fallback_random", True)  # eager's random numbers
+    torch.manual_seed(0)
+    net = nn.Sequential(*(LoRALinear(nn.Linear(16, 16), rank=4, scaling=1.7, dropout=0.4) for _ in range(2)))
+    leaves = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for parameter in leaves.values():
+            parameter.normal_()
+    x = leaves["x"] = torch.randn(8, 16).requires_grad_()  # type: ignore[assignment]
+
+    def gradients(function: Any) -> tuple[Tensor, ...]:
+        torch.manual_seed(5)
+        return torch.autograd.grad(function(x).square().mean(), tuple(leaves.values()))
+
+    found, wanted = gradients(torch.compile(net, fullgraph=True)), gradients(net)
+    for name, one, two in zip(leaves, found, wanted, strict=True):
+        assert (one - two).norm() < 1e-5 * two.norm(), name
 
 
 def test_noise_is_drawn_again_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class TestMerging:
     def test_the_sum_is_rounded_once(self, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(8, 8, bias=False)).to(dtype)
-        layer = attach_adapter(net, LoRAConfig(rank=2, alpha=3.0, targets=("0",))).modules["0"]
+        layer = attach_adapter(net, LoRAConfig(rank=2, alpha=3.0, targets=("0",))).layers["0"]
         nn.init.normal_(layer.lora_B)
         exact = layer.weight.double() + 1.5 * layer.lora_B.double() @ layer.lora_A.double()
         merge_adapter(net)
@@ -68,7 +68,7 @@ class TestMerging:
 
     def test_an_adapter_in_fp32_beside_half_precision(self) -> None:
         model, adapter = trained(half(llama), LORA, dtype=torch.float32)
-        name, layer = next(iter(adapter.modules.items()))
+        name, layer = next(iter(adapter.layers.items()))
         wanted = (layer.weight.float() + layer.update()).bfloat16()
         merge_adapter(model)
         assert torch.equal(model.get_submodule(name).weight, wanted)
@@ -81,7 +81,7 @@ class TestMerging:
         torch.testing.assert_close(net["b"](x), wanted)
         assert net["a"] is net["b"]
         unmerge_adapter(net, adapter)
-        assert net["a"] is net["b"] is adapter.modules["a"]
+        assert net["a"] is net["b"] is adapter.layers["a"]
         torch.testing.assert_close(net["a"](x), wanted)
 
     @pytest.mark.parametrize(("maker", "config"), [CASES[1], CASES[2]], ids=IN_WORDS[1:])
@@ -99,7 +99,7 @@ class TestMerging:
 
     def test_sharded_weights_are_not_merged(self) -> None:
         model, adapter = trained(llama, MONTECLORA)
-        *_, (name, last) = adapter.modules.items()
+        *_, (name, last) = adapter.layers.items()
         before = {key: value.clone() for key, value in model.state_dict().items()}
         weight = last.weight.data
         last.weight.data = torch.empty(0)
@@ -127,11 +127,11 @@ class TestUnmerging:
         self, maker: Callable[[], nn.Module], config: LoRAConfig, dtype: torch.dtype
     ) -> None:
         model, adapter = trained(lambda: maker().to(dtype), config, dtype=torch.float32)
-        before = {name: layer.weight.clone() for name, layer in adapter.modules.items()}
+        before = {name: layer.weight.clone() for name, layer in adapter.layers.items()}
         merge_adapter(model)
         merged = {name: model.get_submodule(name).weight.clone() for name in before}
         unmerge_adapter(model, adapter)
-        for name, layer in adapter.modules.items():
+        for name, layer in adapter.layers.items():
             assert model.get_submodule(name) is layer
             error = (layer.weight.double() - before[name].double()).abs()
             size = torch.maximum(merged[name].abs(), before[name].abs())
@@ -153,7 +153,7 @@ class TestUnmerging:
         torch.manual_seed(1)
         first = model(IDS).logits
         first.square().sum().backward()
-        assert all(p.grad is not None for p in adapter.parameters().values())
+        assert all(p.grad is not None for p in adapter.named_parameters().values())
         assert adapter.num_trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert not isinstance(config, MonteCLoRAConfig) or len(adapter.posteriors) == 2
 
@@ -190,7 +190,7 @@ class TestUnmerging:
     def test_sharded_weights_are_not_unmerged(self) -> None:
         model, adapter = trained(llama, LORA)
         merge_adapter(model)
-        *_, last = adapter.modules.values()
+        *_, last = adapter.layers.values()
         last.weight.data = torch.empty(0)
         with pytest.raises(AdapterError, match=r"is sharded .* gather the full weights first"):
             unmerge_adapter(model, adapter)
@@ -207,5 +207,5 @@ def shared() -> tuple[nn.ModuleDict, Adapter]:
     linear = nn.Linear(4, 4)
     net = nn.ModuleDict({"a": linear, "b": linear})
     adapter = attach_adapter(net, LoRAConfig(rank=2, targets=("a", "b")))
-    nn.init.normal_(adapter.modules["a"].lora_B)
+    nn.init.normal_(adapter.layers["a"].lora_B)
     return net, adapter

@@ -6,14 +6,14 @@ import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monteclora import (
@@ -95,7 +95,7 @@ def test_round_trip_restores_everything(case: str, tmp_path: Path) -> None:
     save_peft(adapter, tmp_path)
     again = maker()
     loaded = load_peft(again, tmp_path)
-    wanted, got = adapter.parameters(), loaded.parameters()
+    wanted, got = adapter.named_parameters(), loaded.named_parameters()
     assert set(wanted) == set(got)
     assert all(torch.equal(wanted[name], got[name]) and got[name].requires_grad for name in wanted)
     assert torch.equal(logits(again), logits(model))
@@ -111,12 +111,12 @@ def test_nothing_on_disk_depends_on_blocks(tmp_path: Path) -> None:
     on_disk = load_file(tmp_path / "variational.safetensors")
     sizes = {
         f"{name}.{own}": size
-        for name in adapter.modules
+        for name in adapter.layers
         for own, size in (("log_std", 4 if name.endswith("query") else 2), ("log_concentration", 3))
     }
     assert {name: value.numel() for name, value in on_disk.items()} == sizes
     query = "roberta.encoder.layer.0.attention.self.query"
-    assert next(iter(adapter.modules)) == query
+    assert next(iter(adapter.layers)) == query
     posterior = next(iter(adapter.posteriors.values()))
     assert torch.equal(on_disk[f"{query}.log_std"], posterior.log_std[:4])
 
@@ -125,7 +125,7 @@ def test_the_dtype_of_the_adapter_can_be_chosen(tmp_path: Path) -> None:
     _, adapter = trained(llama, LORA)
     save_peft(adapter, tmp_path)
     loaded = load_peft(llama().bfloat16(), tmp_path, dtype=torch.float32)
-    assert all(torch.equal(p, adapter.parameters()[name]) for name, p in loaded.parameters().items())
+    assert all(torch.equal(p, adapter.named_parameters()[name]) for name, p in loaded.named_parameters().items())
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,39 @@ class TestTied:
         load_peft(again, tmp_path)
         assert torch.equal(logits(again), logits(model))
 
+    def test_other_values_under_its_other_name_are_refused(self, tmp_path: Path) -> None:
+        def tied() -> nn.Module:
+            return llama(tied=True)
+
+        config = LoRAConfig(rank=2, modules_to_save=("embed_tokens", "lm_head"))
+        _, adapter = trained(tied, config)
+        save_peft(adapter, tmp_path)
+        edit_tensors(tmp_path, lambda tensors: tensors["base_model.model.lm_head.weight"].add_(1))
+        message = (
+            r"^.* holds other values for lm_head.weight than for model.embed_tokens.weight, which this model ties to "
+            r"it; give the model a weight for each before loading$"
+        )
+        with pytest.raises(AdapterError, match=message):
+            load_peft(tied(), tmp_path)
+        with pytest.raises(AdapterError, match=message):
+            load_weights(attach_adapter(tied(), config), tmp_path)
+
+    def test_equal_values_alone_do_not_make_a_copy(self, tmp_path: Path) -> None:
+        config = LoRAConfig(rank=2, modules_to_save=("embed_tokens",))
+        _, adapter = trained(lambda: llama(tied=True), config)
+        save_peft(adapter, tmp_path)
+        message = "1 tensors are not part of the adapter, first lm_head.weight"
+        with pytest.raises(AdapterError, match=message):
+            load_peft(llama(), tmp_path, check_base=False)
+        with pytest.raises(AdapterError, match=message):
+            load_weights(attach_adapter(llama(), config), tmp_path, check_base=False)
+
+
+def edit_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "adapter_model.safetensors")
+
 
 def test_a_shared_layer_is_adapted_in_both_places(tmp_path: Path) -> None:
     def shared() -> nn.ModuleDict:
@@ -231,7 +264,7 @@ def test_a_shared_layer_is_adapted_in_both_places(tmp_path: Path) -> None:
 
     net = shared()
     adapter = attach_adapter(net, LoRAConfig(rank=2, targets=("a", "b")))
-    nn.init.normal_(adapter.modules["a"].lora_B)
+    nn.init.normal_(adapter.layers["a"].lora_B)
     save_peft(adapter, tmp_path)
     again = shared()
     load_peft(again, tmp_path)
@@ -245,24 +278,24 @@ class TestSharded:
 
     def test_tensors_of_the_caller_are_saved(self, tmp_path: Path) -> None:
         _, adapter = trained(llama, MONTECLORA)
-        full = {name: torch.full_like(p, 0.5) for name, p in adapter.parameters().items()}
-        for parameter in adapter.parameters().values():
+        full = {name: torch.full_like(p, 0.5) for name, p in adapter.named_parameters().items()}
+        for parameter in adapter.named_parameters().values():
             parameter.data = torch.empty(0)
         with pytest.raises(AdapterError, match=r"32 tensors hold nothing, first model\..*gather the full values"):
             save_peft(adapter, tmp_path)
         save_peft(adapter, tmp_path, tensors=full)
-        assert all((value == 0.5).all() for value in load_peft(llama(), tmp_path).parameters().values())
+        assert all((value == 0.5).all() for value in load_peft(llama(), tmp_path).named_parameters().values())
         name = next(iter(full))
         del full[name]
         with pytest.raises(AdapterError, match=f"1 adapter tensors are missing, first {name}"):
             save_peft(adapter, tmp_path, tensors=full)
         with pytest.raises(AdapterError, match="1 tensors are not part of the adapter, first other"):
-            save_peft(adapter, tmp_path, tensors={**adapter.parameters(), "other": torch.zeros(1)})
+            save_peft(adapter, tmp_path, tensors={**adapter.named_parameters(), "other": torch.zeros(1)})
 
     def test_a_base_without_values_has_no_fingerprint_unless_given(self, tmp_path: Path) -> None:
         _, adapter = trained(llama, LORA)
         wanted = adapter_fingerprint(adapter)
-        for layer in adapter.modules.values():
+        for layer in adapter.layers.values():
             layer.weight.data = torch.empty(0)
         save_peft(adapter, tmp_path)
         assert json.loads((tmp_path / "palimpsest.json").read_text())["base_fingerprint"] is None
@@ -280,7 +313,7 @@ class TestSharded:
         base = llama()
         fresh = attach_adapter(base, config, seed=9)
         held: dict[int, torch.Tensor] = {}
-        for parameter in (*(layer.weight for layer in fresh.modules.values()), *fresh.saved.values()):
+        for parameter in (*(layer.weight for layer in fresh.layers.values()), *fresh.saved.values()):
             held[id(parameter)], parameter.ds_shape = parameter.data, parameter.shape
             parameter.data = torch.empty(0)
 
@@ -300,14 +333,14 @@ class TestSharded:
             parameter.data = held.get(id(parameter), parameter.data)
         assert torch.equal(logits(base), wanted)
         with torch.no_grad():
-            held[id(next(iter(fresh.modules.values())).weight)].zero_()
+            held[id(next(iter(fresh.layers.values())).weight)].zero_()
         with pytest.raises(AdapterError, match="another base"):
             load_weights(fresh, tmp_path, gather=gather)
 
     def test_a_sharded_adapter_cannot_be_set(self, tmp_path: Path) -> None:
         _, adapter = trained(llama, LORA)
         save_peft(adapter, tmp_path)
-        name, parameter = next(iter(adapter.parameters().items()))
+        name, parameter = next(iter(adapter.named_parameters().items()))
         parameter.data = torch.empty(0)
         with pytest.raises(AdapterError, match=rf"{name} is sharded and cannot be set; load weights before"):
             load_weights(adapter, tmp_path)
@@ -322,8 +355,8 @@ class TestLoadWeights:
         fresh = attach_adapter(again, attached, seed=11)
         load_weights(fresh, tmp_path)
         assert torch.equal(logits(again), logits(model))
-        wanted = adapter.parameters()
-        assert all(torch.equal(p, wanted[name]) for name, p in fresh.parameters().items())
+        wanted = adapter.named_parameters()
+        assert all(torch.equal(p, wanted[name]) for name, p in fresh.named_parameters().items())
 
     def test_a_bayesian_run_starts_from_a_lora(self, tmp_path: Path) -> None:
         model, adapter = trained(llama, LORA)
@@ -331,12 +364,14 @@ class TestLoadWeights:
         again = llama()
         fresh = attach_adapter(again, MONTECLORA, seed=11)
         untouched = {
-            name: p.clone() for name, p in fresh.parameters().items() if name.startswith("log_", name.rfind(".") + 1)
+            name: p.clone()
+            for name, p in fresh.named_parameters().items()
+            if name.startswith("log_", name.rfind(".") + 1)
         }
         load_weights(fresh, tmp_path)
         assert torch.equal(logits(again), logits(model))
         assert len(untouched) == 4
-        assert all(torch.equal(fresh.parameters()[name], value) for name, value in untouched.items())
+        assert all(torch.equal(fresh.named_parameters()[name], value) for name, value in untouched.items())
 
     def test_an_adapter_of_peft_is_a_start_too(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
@@ -363,10 +398,10 @@ class TestLoadWeights:
         _, adapter = trained(llama, LORA)
         save_peft(adapter, tmp_path)
         fresh = attach_adapter(llama(), LoRAConfig(**{"rank": 3, "alpha": 7.0} | attached))
-        before = {name: p.clone() for name, p in fresh.parameters().items()}
+        before = {name: p.clone() for name, p in fresh.named_parameters().items()}
         with pytest.raises(AdapterError, match=message):
             load_weights(fresh, tmp_path)
-        assert all(torch.equal(p, before[name]) for name, p in fresh.parameters().items())
+        assert all(torch.equal(p, before[name]) for name, p in fresh.named_parameters().items())
 
     def test_another_number_of_gaussians_is_refused(self, tmp_path: Path) -> None:
         save_peft(trained(llama, MONTECLORA)[1], tmp_path)
@@ -444,6 +479,18 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         load_peft(nn.Sequential(nn.Linear(2, 2)), tmp_path)
 
 
+def test_a_model_that_has_an_adapter_is_refused(tmp_path: Path) -> None:
+    model, adapter = trained(llama, LORA)
+    save_peft(adapter, tmp_path)
+    before = logits(model)
+    with pytest.raises(
+        AdapterError,
+        match=r"^the model has an adapter already; merge it first \(merge_adapter\), or start from the base$",
+    ):
+        load_peft(model, tmp_path)
+    assert torch.equal(logits(model), before)
+
+
 def test_a_loaded_adapter_goes_on_training(tmp_path: Path) -> None:
     save_peft(trained(llama, MonteCLoRAConfig(rank=3))[1], tmp_path)
     model = llama()
@@ -451,7 +498,7 @@ def test_a_loaded_adapter_goes_on_training(tmp_path: Path) -> None:
     adapter.set_penalty_weight(1.0)
     twin = copy.deepcopy(model)
     model.train()(IDS, labels=IDS).loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters().values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.named_parameters().values())
     assert adapter.penalty() > 0
     assert logits(twin).isfinite().all()
 
@@ -460,7 +507,7 @@ def test_a_merged_adapter_is_not_saved(tmp_path: Path) -> None:
     model, adapter = trained(llama, LORA)
     merge_adapter(model)
     with pytest.raises(
-        AdapterError, match=r"^the adapter is merged into its model, .*; save it before merging, or unmer"
+        AdapterError, match=r"^the adapter is merged into its model, .*; do this before merging, or unmer"
     ):
         save_peft(adapter, tmp_path)
     unmerge_adapter(model, adapter)

@@ -328,18 +328,65 @@ def test_a_part_left_over_from_recomputation_is_never_used(reentrant: bool) -> N
         assert torch.equal(nets[1][0].o_proj(data()), one)
 
 
-def test_a_draw_without_a_graph_is_not_shared_with_layers_that_have_one() -> None:
-    """The first layer alone in a reentrant checkpoint, which runs it without recording gradients."""
+class Parts(Block):
+    """A block of which each part of so many layers is recomputed or not."""
 
-    class First(Block):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.down_proj(torch.tanh(self.o_proj(checkpoint(self.q_proj, x, use_reentrant=True))))
+    parts: tuple[tuple[int, bool | None], ...] = ()
+    """Number of layers, and whether their checkpoint is reentrant; None: none."""
 
-    net = nn.Sequential(First())
-    adapter = adapt(net, CONFIG, penalty_weight=0.0)
-    grad = gradients(net, adapter, data(requires_grad=True))["0.monteclora.log_std"]
-    assert grad is not None
-    assert grad.all()
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self.children())[:3]
+        for size, reentrant in self.parts:
+            part, layers = nn.Sequential(*layers[:size]), layers[size:]
+            x = part(x) if reentrant is None else checkpoint(part, x, use_reentrant=reentrant)
+        return x
+
+
+def in_parts(*parts: tuple[int, bool | None]) -> tuple[nn.Module, Adapter]:
+    net = Stack(2)
+    for block in net.layers:
+        block.__class__ = Parts
+        block.parts = parts
+    return net, adapt(net, CONFIG)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_reentrant_checkpoint_of_a_part_with_the_first_layer_is_refused(size: int) -> None:
+    """It draws without recording gradients; drawn once more with them, the penalty would be counted twice."""
+    net, adapter = in_parts((size, True), (3 - size, None))
+    message = (
+        r"^layers\.0 runs with gradients in one part and without in another, as under activation checkpointing of a "
+        r"part \(reentrant\); checkpoint layers\.0 as a whole$"
+    )
+    with pytest.raises(AdapterError, match=message):
+        gradients(net, adapter, data(requires_grad=True))
+    # The block is as if it had not run.
+    for block in net.layers:  # type: ignore[union-attr]
+        block.parts = ((3, None),)
+    assert_same_bits(
+        gradients(net, adapter, data(requires_grad=True)),
+        gradients(*in_parts((3, None)), data(requires_grad=True)),
+    )
+
+
+def test_reentrant_checkpoints_of_all_parts_are_refused() -> None:
+    """As of the attention and of the feed-forward: the second could not draw again what the first drew for it."""
+    net, adapter = in_parts((1, True), (2, True))
+    message = (
+        r"^activation checkpointing recomputes layers\.1\.o_proj by itself, but it was drawn with the other layers of "
+        r"layers\.1; checkpoint that as a whole$"
+    )
+    with pytest.raises(AdapterError, match=message):
+        gradients(net, adapter, data(requires_grad=True))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_other_checkpoint_may_hold_a_part_with_the_first_layer(size: int) -> None:
+    """It records gradients at once, and its recomputation restores what was saved and adds nothing."""
+    assert_same_bits(
+        gradients(*in_parts((size, False), (3 - size, None)), data(requires_grad=True)),
+        gradients(*in_parts((3, None)), data(requires_grad=True)),
+    )
 
 
 @pytest.mark.parametrize("reentrant", [None, True, False])
@@ -466,7 +513,7 @@ def test_a_copy_made_after_a_forward_is_a_model_of_its_own() -> None:
     one = net(data())
     torch.manual_seed(0)
     assert not torch.equal(twin(data()), one)
-    twin_adapter.set_step(0)
+    twin_adapter.begin_step(0)
     twin_adapter.controls.is_random = False
     assert torch.equal(twin(data()), twin(data()))
     assert not torch.equal(net(data()), net(data()))

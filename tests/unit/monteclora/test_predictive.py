@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 from monteclora.adapter import Adapter
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.errors import AdapterError
+from monteclora.merge import merge_adapter
 from monteclora.predictive import predict
 from tests.unit.monteclora.networks import TARGETS, WIDTH, Stack, adapt
 
@@ -149,3 +150,12 @@ def test_plain_lora_is_refused() -> None:
     _, adapter = evaluated(LoRAConfig(rank=3, targets=TARGETS))
     with pytest.raises(AdapterError, match="a plain LoRA has no posterior to sample from"):
         predict(adapter, lambda: torch.zeros(2), 2)
+
+
+def test_a_merged_adapter_is_refused() -> None:
+    """Its draws would all be the merged model's own prediction, and the uncertainty 0."""
+    net, adapter = evaluated()
+    merge_adapter(net.train())
+    net.eval()  # which its layers, elsewhere now, do not notice
+    with pytest.raises(AdapterError, match=r"^the adapter is merged into its model"):
+        predict(adapter, lambda: net(data()), 2)

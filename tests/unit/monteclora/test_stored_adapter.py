@@ -62,7 +62,7 @@ def test_damaged_directories_are_reported(tmp_path: Path) -> None:
     refuses("method dream")
     for value, message in (
         ({"num_samples": 0}, "palimpsest.json: num_samples is 0"),
-        ({"num_samples": "many"}, "has no usable settings"),
+        ({"num_samples": "many"}, "palimpsest.json: num_samples is 'many'; give a whole number"),
         (None, "has no usable settings"),
     ):
         edit(own, schema=1, method="monteclora", settings=value and json.loads(text)["settings"] | value)
@@ -96,6 +96,23 @@ def test_damaged_directories_are_reported(tmp_path: Path) -> None:
     save_file(tensors, weights)
     (tmp_path / "variational.safetensors").unlink()
     refuses("variational.safetensors is missing")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("file", ["adapter_model", "variational"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_values_that_are_not_finite_are_refused(value: float, file: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    save_peft(trained(llama, MONTECLORA)[1], tmp_path)
+    path = tmp_path / f"{file}.safetensors"
+    tensors = load_file(path)
+    name = list(tensors)[1]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors | {name: tensors[name].to(dtype)}, path)
+    with pytest.raises(
+        AdapterError,
+        match=rf"{file}\.safetensors holds NaN or infinite values in {name}: the training that saved it diverged; take an",
+    ):
+        load_peft(llama(), tmp_path)
 
 
 def edit(path: Path, **change: Any) -> None:

@@ -44,6 +44,13 @@ def write_base(folder: Path, **shape: object) -> Path:
     return folder
 
 
+def write_adapter(folder: Path, **settings: object) -> Path:
+    """A folder that looks like a saved LoRA from outside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, **settings}))
+    return folder
+
+
 def write_inputs(folder: Path) -> None:
     """What RECIPE names, beside it."""
     folder.mkdir(parents=True, exist_ok=True)

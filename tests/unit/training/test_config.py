@@ -15,7 +15,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from evals.config import EvalConfig, TaskConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
-from tests.unit.training.minimal import minimal_config, write_base
+from tests.unit.training.minimal import minimal_config, write_adapter, write_base
 from training.config import (
     AdapterConfig,
     ArchitectureConfig,
@@ -80,6 +80,10 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (CheckpointConfig, {"every_steps": 0}, "every_steps", AT_LEAST_1),
     (CheckpointConfig, {"keep": 0}, "keep", AT_LEAST_1),
+    (
+        CheckpointConfig, {"export": False, "export_merged": True}, "export_merged",
+        "is true, but export is false, so nothing is exported; set one of them otherwise",
+    ),
 ]  # fmt: skip
 
 
@@ -171,6 +175,9 @@ class TestAdapter:
     def test_the_adapters_rules_are_checked(self) -> None:
         ((field, _),) = AdapterConfig(kind="lora", rank=0).problems()
         assert field == "rank"
+        assert list(AdapterConfig(kind="lora", rank=4.0).problems()) == [  # type: ignore[arg-type]
+            ("rank", "is 4.0; give a whole number")
+        ]
 
     @pytest.mark.parametrize("kind", ["lora", "monteclora"])
     def test_an_adapter_to_start_with(self, tmp_path: Path, kind: Any) -> None:
@@ -179,8 +186,26 @@ class TestAdapter:
         (tmp_path / "adapter").mkdir()
         missing = "the folder has no adapter_config.json, so it is not a saved adapter"
         assert list(adapter.problems()) == [("init_from", missing)]
-        (tmp_path / "adapter" / "adapter_config.json").touch()
+        write_adapter(tmp_path / "adapter")
         assert list(adapter.problems()) == []
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "the folder's adapter_config.json can't be read; save the adapter again"),
+            ("[1]", "the folder's adapter_config.json can't be read; save the adapter again"),
+            ('{"r": 8}', "is of type None in its adapter_config.json; only LORA can be read"),
+            ('{"peft_type": "IA3"}', "is of type IA3 in its adapter_config.json; only LORA can be read"),
+            (
+                '{"peft_type": "LORA", "use_dora": true, "bias": "all"}',
+                "is more than a plain LoRA: its adapter_config.json sets use_dora = True, bias = 'all'; merge it into its "
+                "base with PEFT and set model.base to the result",
+            ),
+        ],
+    )
+    def test_an_adapter_to_start_with_is_a_plain_lora(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "adapter_config.json").write_text(content)
+        assert list(AdapterConfig(kind="lora", init_from=tmp_path).problems()) == [("init_from", message)]
 
     def test_full_finetuning_starts_with_no_adapter(self, tmp_path: Path) -> None:
         assert list(AdapterConfig(kind="none", init_from=tmp_path).problems()) == [
@@ -302,7 +327,7 @@ class TestWholeConfig:
         ((name, message),) = self.problems(config, adapter=adapter)
         assert name == "adapter.posthoc"
         assert "set adapter.start_step (steps of LoRA before them) or adapter.init_from (a saved adapter)" in message
-        (tmp_path / "adapter_config.json").touch()
+        write_adapter(tmp_path)
         for values in ({"start_step": 3}, {"init_from": tmp_path}, {"kind": "none"}, {"kind": "lora"}):
             assert self.problems(config, adapter=dataclasses.replace(adapter, **values)) == []
 
@@ -321,6 +346,83 @@ class TestWholeConfig:
         for values in ({"model_type": "phi3"}, {"hidden_size": None}, {"num_attention_heads": 0}):
             write_base(tmp_path / "base", **{**SMALL_LLAMA, **values})
             assert self.problems(config, adapter=adapter) == []
+
+    @pytest.mark.parametrize(
+        "value", [{"dropout": 1.0}, {"loraplus_ratio": 0.0}, {"num_samples": 0}], ids=lambda value: next(iter(value))
+    )
+    def test_a_setting_that_has_nothing_to_do_with_layers_hides_none_of_their_problems(
+        self, tmp_path: Path, value: dict[str, Any]
+    ) -> None:
+        config = minimal_config(tmp_path)
+        write_base(tmp_path / "base", **SMALL_LLAMA)
+        found = self.problems(config, adapter=AdapterConfig(kind="monteclora", rank=16, targets=("query",), **value))
+        assert [name for name, _ in found] == [f"adapter.{next(iter(value))}", "adapter.targets"]
+        found = self.problems(config, adapter=AdapterConfig(kind="monteclora", rank=16, **value))
+        assert [name for name, _ in found] == [f"adapter.{next(iter(value))}", "adapter.rank"]
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("rank_pattern", {"q_proj": 0}), ("alpha_pattern", {"q_proj": 0.0}), ("targets", ())]
+    )
+    def test_layers_are_not_compared_with_a_setting_out_of_range(self, tmp_path: Path, name: str, value: Any) -> None:
+        config = minimal_config(tmp_path)
+        write_base(tmp_path / "base", **SMALL_LLAMA)
+        ((found, _),) = self.problems(config, adapter=AdapterConfig(kind="lora", rank=16, **{name: value}))
+        assert found.startswith(f"adapter.{name}")
+
+    def test_an_adapter_to_start_with_has_the_same_rank(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        adapter = AdapterConfig(kind="lora", rank=4, init_from=write_adapter(tmp_path / "adapter", r=8))
+        assert self.problems(config, adapter=adapter) == [
+            ("adapter.rank", "is 4, but the adapter in adapter.init_from has rank 8; give the same")
+        ]
+        assert self.problems(config, adapter=dataclasses.replace(adapter, rank=8)) == []
+        # Which layers a pattern is for is known only from the model.
+        assert self.problems(config, adapter=dataclasses.replace(adapter, rank_pattern={"*": 8})) == []
+        write_adapter(tmp_path / "adapter", r=8, rank_pattern={"q_proj": 4})
+        assert self.problems(config, adapter=adapter) == []
+
+    @pytest.mark.parametrize("kind", ["lora", "monteclora"])
+    def test_hidden_key_is_the_only_dropout_unless_told_otherwise(self, tmp_path: Path, kind: Any) -> None:
+        config = minimal_config(tmp_path)
+        adapter, hidden_key = AdapterConfig(kind=kind, dropout=0.1), HiddenKeySection(enabled=True)
+        assert self.problems(config, adapter=adapter, hidden_key=hidden_key) == [
+            (
+                "adapter.dropout",
+                "is other dropout than HiddenKey's, and the paper trains without it; set it to 0, or "
+                "hidden_key.other_dropout to kept",
+            )
+        ]
+        for other in (HiddenKeySection(), HiddenKeySection(enabled=True, other_dropout="kept")):
+            assert self.problems(config, adapter=adapter, hidden_key=other) == []
+        for values in ({"dropout": 0.0}, {"kind": "none"}):
+            without = dataclasses.replace(adapter, **values)  # type: ignore[arg-type]
+            assert self.problems(config, adapter=without, hidden_key=hidden_key) == []
+
+    def test_a_merged_export_needs_an_adapter(self, tmp_path: Path) -> None:
+        config, merged = minimal_config(tmp_path), CheckpointConfig(export_merged=True)
+        assert self.problems(config, checkpoint=merged) == [
+            (
+                "checkpoint.export_merged",
+                "merges an adapter, and adapter.kind is none, whose export is a full model; remove it",
+            )
+        ]
+        assert self.problems(config, checkpoint=merged, adapter=AdapterConfig(kind="lora")) == []
+
+    def test_a_merged_export_changes_no_tied_embeddings(self, tmp_path: Path) -> None:
+        config, merged = minimal_config(tmp_path), CheckpointConfig(export_merged=True)
+        adapter = AdapterConfig(kind="lora", rank=4, targets=("q_proj", "lm_head"))
+        write_base(tmp_path / "base", **SMALL_LLAMA, tie_word_embeddings=True)
+        assert self.problems(config, checkpoint=merged, adapter=adapter) == [
+            (
+                "checkpoint.export_merged",
+                "would change the input embeddings too, whose weight lm_head shares in this base; take lm_head out of "
+                "adapter.targets, or set it to false",
+            )
+        ]
+        assert self.problems(config, adapter=adapter) == []
+        assert self.problems(config, checkpoint=merged, adapter=dataclasses.replace(adapter, targets=("q_proj",))) == []
+        write_base(tmp_path / "base", **SMALL_LLAMA)
+        assert self.problems(config, checkpoint=merged, adapter=adapter) == []
 
     def test_rows_must_not_be_longer_than_the_bases_positions(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)

@@ -42,7 +42,7 @@ class TestParameterGroups:
     def test_an_adapter_has_its_own_groups_and_all_that_trains_is_in_one(self, tmp_path: Path) -> None:
         config = minimal_config(
             tmp_path, "--optim.weight-decay", "0.1", "--adapter.kind", "monteclora", "--adapter.rank", "4",
-            "--adapter.modules_to_save", "norm,embed_tokens",
+            "--adapter.modules_to_save", "norm,embed_tokens", "--adapter.loraplus_ratio", "4", "--optim.lr", "0.5",
         )  # fmt: skip
         model = random_model(SMALL, dtype=torch.float32, seed=0)
         adapter_config = config.adapter.build()
@@ -54,6 +54,9 @@ class TestParameterGroups:
         assert decays == {
             "low_rank_A": 0.1, "low_rank_B": 0.1, "variational": 0.0, "saved": 0.1, "saved_no_decay": 0.0,
         }  # fmt: skip
+        assert {name: group["lr"] for name, group in groups.items()} == {
+            name: 2.0 if name == "low_rank_B" else 0.5 for name in decays
+        }
         grouped = [id(p) for group in groups.values() for p in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in names.values())
 

@@ -67,7 +67,7 @@ def trained(config: LoRAConfig, *, tied: bool = False) -> tuple[LlamaForCausalLM
     adapter = attach_adapter(model, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapter.parameters().values():
+        for parameter in adapter.named_parameters().values():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model, adapter
 
@@ -113,7 +113,7 @@ def test_an_adapter_is_written_for_peft_and_for_us(kind: str, run: Any) -> None:
     with pytest.raises(AdapterError, match="another base"):
         load_peft(base(seed=1), folder)
     assert len(engine.yielded) == len(set(engine.yielded)), "each is gathered once"
-    assert set(engine.yielded) == {*adapter.parameters(), *(f"{name}.weight" for name in adapter.modules)}
+    assert set(engine.yielded) == {*adapter.named_parameters(), *(f"{name}.weight" for name in adapter.layers)}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.training.minimal import RECIPE, problems_of, write_base, write_inputs, write_recipe
+from tests.unit.training.minimal import RECIPE, problems_of, write_adapter, write_base, write_inputs, write_recipe
 from training.config import Config, OptimConfig
 from training.recipe import ConfigError, all_paths, find_leaf, load_config
 
@@ -198,6 +198,33 @@ class TestTypes:
         problem = only_problem(tmp_path, "--adapter.rank_pattern", "{q_proj = 0}")
         assert problem.startswith("adapter.rank_pattern.q_proj (command line): is 0; ")
 
+    @pytest.mark.parametrize(
+        ("more", "problem"),
+        [
+            ('rank = "4"', 'adapter.rank = "4" (RECIPE): must be a whole number, not a string'),
+            (
+                "rank = 7\nrank_pattern = 3",
+                'adapter.rank_pattern = 3 (RECIPE): must be a table such as {"*.mlp.*" = 64}',
+            ),
+            ('targets = "q_proj"', 'adapter.targets = "q_proj" (RECIPE): must be a list of strings'),
+        ],
+    )
+    def test_what_a_default_in_its_place_would_ask_of_the_model_is_no_second_problem(
+        self, tmp_path: Path, more: str, problem: str
+    ) -> None:
+        path = write_recipe(tmp_path, more=f'[adapter]\nkind = "lora"\ninit_from = "adapter"\n{more}\n')
+        write_adapter(tmp_path / "adapter", r=4)
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 40}
+        write_base(tmp_path / "base", model_type="llama", num_attention_heads=2, **shape)
+        assert [text.replace(str(path), "RECIPE") for text in problems_of(path)] == [problem]
+
+    def test_a_default_in_its_place_is_not_judged(self, tmp_path: Path) -> None:
+        text = RECIPE.replace('path = "train.jsonl"', "path = 3")
+        assert only_problem(tmp_path, text=text).startswith("data.sources.text.path = 3 (RECIPE): must be a string")
+        text = RECIPE.replace("steps = 20", 'steps = "x"')
+        found = problems_of(write_recipe(tmp_path, text), "--train.steps", "0")
+        assert found[1:] == ["train.steps = 0 (command line): must be at least 1"]
+
     def test_a_list_of_strings_becomes_a_tuple(self, tmp_path: Path) -> None:
         config = load_config(write_recipe(tmp_path, more='[adapter]\ntargets = ["a", "b"]\n'))
         assert config.adapter.targets == ("a", "b")
@@ -325,8 +352,7 @@ class TestOverrides:
         assert '(command line): must be a table such as {"*.mlp.*" = 64}' in problem
 
     def test_an_adapter_to_start_with_is_a_path(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (recipe.parent / "adapter").mkdir()
-        (recipe.parent / "adapter" / "adapter_config.json").touch()
+        write_adapter(recipe.parent / "adapter")
         monkeypatch.chdir(recipe.parent)
         config = load_config(recipe, ["--adapter.kind", "lora", "--adapter.init_from", "adapter"])
         assert config.adapter.init_from == recipe.parent / "adapter"

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from monteclora.adapter import attach_adapter
 from monteclora.config import LoRAConfig
+from monteclora.errors import AdapterError
 from training.config import ArchitectureConfig
 from training.model import count_parameters, random_model
-from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, saved_parameters
+from training.shape import Shape, adapted_linears, adapter_problems, count_trained, from_hugging_face, saved_parameters
 
 LLAMA_2_7B = Shape(
     hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, head_dim=128, vocab=32000, is_tied=False
@@ -105,31 +107,52 @@ class TestAdapters:
         assert self.problems(rank=15, rank_pattern={"[kv]_proj": 7}) == []
         assert self.problems(rank=15, targets=("q_proj", "lm_head"), modules_to_save=("embed_tokens",)) == []
 
-    @pytest.mark.parametrize("setting", ["targets", "rank_pattern", "alpha_pattern"])
-    def test_a_pattern_that_matches_nothing(self, setting: str) -> None:
-        patterns = ("q_proj", "query") if setting == "targets" else {"q_proj": 2, "query": 2}
-        assert self.problems(**{setting: patterns}) == [
+    def test_a_target_that_matches_nothing(self) -> None:
+        called = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+        assert self.problems(targets=("q_proj", "query", "layers.0.*")) == [
+            ("targets", f"'query' matches no linear layer; the model's linear layers are called {called}"),
             (
-                setting,
-                "'query' matches no linear layer; the model's linear layers are called "
-                "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
-            )
+                "targets",
+                f"'layers.0.*' matches no linear layer; the model's linear layers are called {called}; a pattern with a "
+                "dot is compared with the full name, of which one is model.layers.0.self_attn.q_proj",
+            ),
         ]
 
-    def test_every_pattern_that_matches_nothing(self) -> None:
-        assert [message[:7] for _, message in self.problems(targets=("query", "value"))] == ["'query'", "'value'"]
+    @pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+    def test_a_pattern_for_layers_that_are_not_adapted(self, setting: str) -> None:
+        assert self.problems(targets=("v_proj",), **{setting: {"v_proj": 2, "query": 2, "k_proj": 2}}) == [
+            (setting, f"'{name}' matches no layer that targets adapt; one of those is model.layers.0.self_attn.v_proj")
+            for name in ("query", "k_proj")
+        ]
 
     def test_a_module_that_is_not_there(self) -> None:
-        assert self.problems(modules_to_save=("norm", "score")) == [
-            ("modules_to_save", "'score' matches no module with parameters of its own; model.embed_tokens is one")
+        assert self.problems(modules_to_save=("norm", "score", "model.layers.1", "model.layers.2")) == [
+            ("modules_to_save", f"'{name}' matches no module; the model consists of model, lm_head")
+            for name in ("score", "model.layers.2")
         ]
 
-    def test_tied_embeddings_train_under_the_name_of_the_input(self) -> None:
-        tied = dataclasses.replace(self.SHAPE, is_tied=True)
-        ((name, message),) = adapter_problems(LoRAConfig(rank=2, modules_to_save=("lm_head",)), tied)
-        assert name == "modules_to_save"
-        assert message.endswith("; model.embed_tokens is one")
-        assert self.problems(modules_to_save=("lm_head",)) == []
+    TIED = dataclasses.replace(SHAPE, is_tied=True)
+
+    def test_tied_embeddings_that_train_are_counted_once(self) -> None:
+        embedding = {"model.embed_tokens.weight": 40 * 16}
+        for modules in (("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens")):
+            config = LoRAConfig(rank=2, modules_to_save=modules)
+            assert list(adapter_problems(config, self.TIED)) == []
+            assert saved_parameters(self.TIED, config) == embedding
+        config = LoRAConfig(rank=2, modules_to_save=("lm_head",))
+        assert saved_parameters(self.SHAPE, config) == {"lm_head.weight": 40 * 16}
+
+    @pytest.mark.parametrize("modules", [("embed_tokens",), ("model",)])
+    def test_tied_embeddings_are_not_frozen_and_trained_in_full_at_once(self, modules: tuple[str, ...]) -> None:
+        config = LoRAConfig(rank=2, targets=("lm_head", "q_proj"), modules_to_save=modules)
+        assert list(adapter_problems(config, self.TIED)) == [
+            (
+                "modules_to_save",
+                "train the embeddings in full, whose weight lm_head shares, and targets freeze it; take one out",
+            )
+        ]
+        assert list(adapter_problems(config, self.SHAPE)) == []
+        assert list(adapter_problems(LoRAConfig(rank=2, targets=("lm_head",)), self.TIED)) == []
 
     def test_layers_that_train_in_full_anyway(self) -> None:
         assert self.problems(targets=("q_proj",), modules_to_save=("self_attn",)) == [
@@ -140,8 +163,8 @@ class TestAdapters:
         assert self.problems(rank=8) == [
             (
                 "rank",
-                "is 8, no low rank for model.layers.0.self_attn.k_proj, which is 16 x 8; "
-                "give less than 8, or leave the layer out of targets",
+                "is 8, no low rank for model.layers.0.self_attn.k_proj, which is 16 x 8; give less than 8, for this "
+                "layer alone with rank_pattern, or leave it out of targets",
             )
         ]
 
@@ -150,8 +173,42 @@ class TestAdapters:
         assert [name for name, _ in found] == ["rank", "rank_pattern.*.1.mlp.*"]
         assert found[1][1].startswith("is 20, no low rank for model.layers.1.mlp.gate_proj, which is 16 x 24; ")
 
-    def test_a_rank_of_layers_that_are_no_targets_does_not_matter(self) -> None:
-        assert self.problems(targets=("q_proj",), rank_pattern={"k_proj": 100}) == []
+    @pytest.mark.parametrize("is_tied", [False, True])
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {},
+            {"rank": 8},
+            {"rank": 15, "rank_pattern": {"[kv]_proj": 7}},
+            {"rank": 3, "targets": ("lm_head", "q_proj"), "modules_to_save": ("embed_tokens",)},
+            {"targets": ("lm_head",)},
+            {"targets": ("*",), "modules_to_save": ("model.layers.1", "norm")},
+            {"modules_to_save": ("lm_head",)},
+            {"modules_to_save": ("lm_head", "embed_tokens")},
+            {"targets": ("q_proj",), "rank_pattern": {"k_proj": 2}},
+            {"targets": ("model.layers.0.*", "query")},
+            {"modules_to_save": ("score",)},
+        ],
+        ids=str,
+    )
+    def test_attaching_to_the_real_model_is_refused_alike_or_trains_what_was_counted(
+        self, is_tied: bool, values: dict[str, Any]
+    ) -> None:
+        real = LlamaForCausalLM(llama(num_key_value_heads=2, tie_word_embeddings=is_tied))
+        config = LoRAConfig(**{"rank": 2, **values})
+        shape = dataclasses.replace(self.SHAPE, is_tied=is_tied)
+        found = list(adapter_problems(config, shape))
+        if not found:
+            adapter = attach_adapter(real, config)
+            assert count_trained(shape, config)[1] == adapter.num_trainable
+            assert list(adapted_linears(shape, config)) == list(adapter.layers)
+            assert adapter.num_trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
+            return
+        with pytest.raises(AdapterError) as refused:
+            attach_adapter(real, config)
+        if "shares" not in found[0][1]:  # the weight of a real model has a name
+            told = "; ".join(f"{name} {message}" for name, message in found)
+            assert str(refused.value) == f"the adapter does not fit the model: {told}"
 
     def test_what_is_adapted_and_what_trains_in_full(self) -> None:
         config = LoRAConfig(rank=2, targets=("q_proj", "k_proj"), modules_to_save=("model.layers.1", "embed_tokens"))

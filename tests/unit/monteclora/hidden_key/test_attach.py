@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import textwrap
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from monteclora import LoRAConfig, MonteCLoRAConfig, attach_adapter
+from monteclora import HiddenKey, LoRAConfig, MonteCLoRAConfig, attach_adapter
 from monteclora.errors import AdapterError
 from monteclora.hidden_key import HiddenKeyConfig, attach_hidden_key, bidirectional_kl
 from tests.unit.monteclora.hidden_key.tiny_models import (
@@ -59,7 +60,7 @@ def test_evaluation_is_bit_equal_and_training_is_not(kind: str, implementation: 
     [
         ("llama", 4, "auto", (2, 3)),
         ("llama", 5, "auto", (3, 4)),
-        ("llama", 1, "auto", ()),
+        ("llama", 1, "all", (0,)),
         ("llama", 4, "all", (0, 1, 2, 3)),
         ("roberta", 3, "auto", (0, 1, 2)),
         ("roberta", 3, "upper_half", (2,)),
@@ -154,7 +155,7 @@ def test_it_combines_with_adapters_in_both_orders(kind: str, adapter: str) -> No
     config = replace(ADAPTERS[adapter], targets=targets)
 
     def adapt(model: PreTrainedModel) -> None:
-        for name, parameter in attach_adapter(model, config).parameters().items():
+        for name, parameter in attach_adapter(model, config).named_parameters().items():
             if name.endswith("lora_B"):
                 nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
 
@@ -354,12 +355,104 @@ def test_two_branches_are_the_sum_of_the_gradients_of_each() -> None:
     torch.testing.assert_close(total, {name: halves[0][name] + halves[1][name] for name in total})
 
 
-def test_js_compares_with_the_pass_without_dropping() -> None:
+def test_js_compares_with_the_pass_in_evaluation() -> None:
     logits, second, value, model = both_passes(HiddenKeyConfig(compensation="js", compensation_weight=2.0))
     assert torch.equal(second, model.eval()(**rows()).logits)
     expected = F.kl_div(second.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum")
     torch.testing.assert_close(value, 2 * expected)
     assert value > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "roberta"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_reference_of_js_is_without_any_noise(kind: str, adapter: str) -> None:
+    targets = ("?_proj",) if kind == "llama" else ("query", "value")
+    model = MODELS[kind]()
+    trained = attach_adapter(model, replace(ADAPTERS[adapter], targets=targets, dropout=0.5))
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    hidden_key = attach_hidden_key(model, HiddenKeyConfig(compensation="js", other_dropout="kept"))
+    expected = model.eval()(**rows()).logits
+    model.train()
+    assert not torch.equal(run(model, rows()).logits, expected)
+    with hidden_key.disabled():
+        assert not torch.equal(run(model, rows()).logits, expected)
+    with hidden_key.second_pass():
+        second = run(model, rows()).logits
+    assert torch.equal(second, expected)
+    assert not second.requires_grad
+
+
+def test_the_second_pass_of_js_leaves_every_mode_as_it_was() -> None:
+    model = roberta().train()
+    model.roberta.encoder.layer[1].eval()
+    model.roberta.encoder.layer[1].attention.train()
+    hidden_key = attach_hidden_key(model, HiddenKeyConfig(compensation="js"))
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    with hidden_key.second_pass():
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(KeyError), hidden_key.second_pass():
+        raise KeyError
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+
+
+def test_the_second_pass_of_kl_leaves_the_mode_alone() -> None:
+    model = llama().train()
+    hidden_key = attach_hidden_key(model, HiddenKeyConfig())
+    with hidden_key.second_pass():
+        assert all(module.training for module in model.modules())
+
+
+def test_kl_without_rates_is_the_divergence_of_other_noise() -> None:
+    model = roberta().train()
+    hidden_key = attach_hidden_key(model, replace(OFF, other_dropout="kept"))
+    logits = run(model, rows(), seed=1).logits
+    with hidden_key.second_pass():
+        second = run(model, rows(), seed=2).logits
+    assert hidden_key.compensation(logits, second) > 0
+
+
+EXAMPLES = re.findall(r"::\n\n((?:        .*\n)+)", str(HiddenKey.__doc__))
+
+
+@pytest.mark.parametrize(("kind", "example"), [("roberta", 0), ("llama", 1)])
+def test_the_loss_of_the_docstring_is_a_mean(kind: str, example: int) -> None:
+    model = MODELS[kind]().train()
+    hidden_key = attach_hidden_key(model, HiddenKeyConfig(compensation="js", layers="all"))
+    labels = torch.tensor([2, 0])
+    if kind == "llama":
+        labels = rows()["input_ids"].clone()
+        labels[0, :5] = labels[1, 9:] = -100
+    found: list[Tensor] = []
+
+    def call(**inputs: Tensor) -> Any:
+        output = model(**inputs)
+        found.append(output.logits)
+        return output
+
+    names = {
+        "model": call,
+        "hidden_key": hidden_key,
+        "inputs": rows(),
+        "labels": labels,
+        "cross_entropy": F.cross_entropy,
+    }
+    torch.manual_seed(0)
+    exec(textwrap.dedent(EXAMPLES[example]), names)
+    assert len(EXAMPLES) == len(found) == 2
+    if kind == "llama":
+        pairs = [(row, column) for row in range(2) for column in range(11) if labels[row, column + 1] != -100]
+        classes = [int(labels[row, column + 1]) for row, column in pairs]
+        first, second = (torch.stack([logits[place] for place in pairs]).log_softmax(-1) for logits in found)
+    else:
+        classes = labels.tolist()
+        first, second = (logits.log_softmax(-1) for logits in found)
+    terms = [-p[label] + (p.exp() * (p - q)).sum() for p, q, label in zip(first, second, classes, strict=True)]
+    torch.testing.assert_close(names["loss"], torch.stack(terms).mean())
 
 
 def test_none_has_no_compensation() -> None:
@@ -397,11 +490,49 @@ def test_two_passes_in_one_forward_have_their_own_masks() -> None:
             HiddenKeyConfig(),
             "HiddenKey needs a model of transformers (a PreTrainedModel), not Sequential; give the model inside it",
         ),
+        (llama, LoRAConfig(), "HiddenKey needs a HiddenKeyConfig, not LoRAConfig; make one of the settings"),
+        (llama, None, "HiddenKey needs a HiddenKeyConfig, not NoneType; make one of the settings"),
+        (
+            llama,
+            HiddenKeyConfig(key_rate="0.1"),  # type: ignore[arg-type]
+            "HiddenKey cannot be attached: key_rate is '0.1'; give a number",
+        ),
+        (
+            lambda: llama(num_layers=1),
+            HiddenKeyConfig(),
+            "layers = auto leaves no layer that drops: the model has 1, and the upper half begins at index >= 1 / 2; set "
+            "layers to all",
+        ),
+        (
+            lambda: roberta(num_layers=1),
+            HiddenKeyConfig(layers="upper_half"),
+            "layers = upper_half leaves no layer that drops: the model has 1, and the upper half begins at index >= 1 / "
+            "2; set layers to all",
+        ),
     ],
 )
-def test_what_cannot_be_attached(model: Callable[[], Any], config: HiddenKeyConfig, message: str) -> None:
+def test_what_cannot_be_attached(model: Callable[[], Any], config: Any, message: str) -> None:
+    refused = model()
     with pytest.raises(AdapterError, match=f"^{re.escape(message)}$"):
-        attach_hidden_key(model(), config)
+        attach_hidden_key(refused, config)
+    assert not any(hasattr(module, "hidden_key") for module in refused.modules())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5)])
+def test_another_attention_implementation_after_attaching_is_refused(kind: str, rates: tuple[float, float]) -> None:
+    model = MODELS[kind]().train()
+    hidden_key = attach_hidden_key(model, HiddenKeyConfig(key_rate=rates[0], hidden_rate=rates[1]))
+    model.set_attn_implementation("eager")
+    with pytest.raises(AdapterError, match=r"^the attention implementation was changed to eager while HiddenKey is"):
+        model(**rows())
+    with hidden_key.disabled():
+        model(**rows())
+    model.eval()(**rows())
+    hidden_key.detach()
+    assert model.config._attn_implementation == "eager"
+    attach_hidden_key(model.train(), HiddenKeyConfig(key_rate=rates[0], hidden_rate=rates[1]))
+    assert not torch.equal(run(model, rows(), seed=1).logits, run(model, rows(), seed=2).logits)
 
 
 def test_attaching_twice_is_refused_and_changes_nothing() -> None:

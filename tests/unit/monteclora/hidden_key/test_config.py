@@ -42,8 +42,29 @@ def test_the_defaults_are_hidden_key() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(settings: dict[str, object], field: str, message: str) -> None:
+def test_what_is_out_of_range_is_said(settings: dict[str, object], field: str, message: str) -> None:
     assert list(replace(HiddenKeyConfig(), **settings).problems()) == [(field, message)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("key_rate", "0.1", "is '0.1'; give a number"),
+        ("hidden_rate", None, "is None; give a number"),
+        ("compensation_weight", True, "is True; give a number"),
+        ("key_pattern", 1, "is 1; give `element` or `column` or `span`"),
+        ("layers", ["all"], "is ['all']; give `auto` or `all` or `upper_half`"),
+        ("rescale", None, "is None; give True or False"),
+        ("both_branches", 1, "is 1; give True or False"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_said(field: str, value: object, message: str) -> None:
+    assert list(replace(HiddenKeyConfig(), **{field: value}).problems()) == [(field, message)]  # type: ignore[arg-type]
+
+
+def test_types_come_before_ranges() -> None:
+    config = HiddenKeyConfig(key_rate=2.0, hidden_rate="0.1")  # type: ignore[arg-type]
+    assert list(config.problems()) == [("hidden_rate", "is '0.1'; give a number")]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.999])
