@@ -24,7 +24,7 @@ def test_files_exist() -> None:
 
 
 def test_settings_exist() -> None:
-    named = set(re.findall(r"--((?:run|model|adapter|data|train|optim|checkpoint|eval)\.[\w.]+)", BLOCKS))
+    named = set(re.findall(r"--((?:run|model|adapter|hidden_key|data|train|optim|checkpoint|eval)\.[\w.]+)", BLOCKS))
     assert named
     assert named - set(all_paths()) <= set(re.findall(r"--([\w.]+) \(command line\): unknown", BLOCKS))
 
