@@ -378,7 +378,7 @@ def workloads(place: Place, quick: bool) -> list[tuple[Workload, tuple[int, ...]
         layers = [Workload(width, 0, 1, 512) for width in ((1024,) if quick else (1024, 4096))]
         rows = 1 if quick else 2
         model = {"hidden": 512, "intermediate": 1408, "rows": rows, "length": 512, "num_blocks": 8}
-        layer_repetitions, model_repetitions = (12, 3) if quick else (36, 12)
+        layer_repetitions, model_repetitions = (12, 3) if quick else (36, 7)
     models = [
         Workload(**model, is_checkpointed=checkpointed) for checkpointed in ((False,) if quick else (False, True))
     ]

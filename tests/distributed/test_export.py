@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from monteclora import load_peft
 from tests.ranks import run_ranks
@@ -142,6 +142,9 @@ def test_a_run_starts_from_it_beside_a_sharded_base(found: tuple[Path, dict[str,
     assert result["num"] == 2 * 7 * 2 + 2 * 2 + 1
 
 
+MERGED = ("--adapter.kind", "lora", "--checkpoint.export_merged", "true", "--train.steps", "2")
+
+
 def train_and_fail_to_export(recipe: str, folder: str) -> int:
     """Run training/main.py's program, in which the adapter can't be exported."""
     from monteclora.errors import AdapterError
@@ -152,18 +155,8 @@ def train_and_fail_to_export(recipe: str, folder: str) -> int:
     def refuse(*arguments: Any) -> Path:
         raise AdapterError("it can't be merged")
 
-    export.export_merged = refuse
-    settings = (
-        "--adapter.kind",
-        "lora",
-        "--checkpoint.export_merged",
-        "true",
-        "--train.steps",
-        "2",
-        "--run.dir",
-        folder,
-    )
-    return main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *settings])
+    export.export_merged = refuse  # type: ignore[assignment]
+    return main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *MERGED, "--run.dir", folder])
 
 
 def test_a_run_whose_export_fails_has_failed(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -173,3 +166,24 @@ def test_a_run_whose_export_fails_has_failed(tiny_recipe: Path, tmp_path: Path) 
     assert (record["status"], record["step"]) == ("failed", 2)
     assert record["error"] == "AdapterError: it can't be merged"
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+def train_on_base(recipe: str, folder: str, base: str) -> int:
+    """Run training/main.py's program with an adapter on the output embeddings of another base."""
+    from tests.distributed.scenarios import CPU_JSON
+    from training.main import main
+
+    more = ("--model.base", base, "--adapter.targets", "lm_head", "--run.dir", folder)
+    return main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *MERGED, *more])
+
+
+def test_a_merge_that_is_not_possible_is_refused_before_training(tiny_recipe: Path, tmp_path: Path) -> None:
+    # Another kind of model, of whose shape a configuration knows nothing.
+    shape = MistralConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, max_position_embeddings=256, tie_word_embeddings=True,
+    )  # fmt: skip
+    MistralForCausalLM(shape).save_pretrained(tmp_path / "base")
+    folders: dict[str, Any] = {"folder": str(tmp_path / "run"), "base": str(tmp_path / "base")}
+    assert run_ranks("tests.distributed.test_export:train_on_base", 1, recipe=str(tiny_recipe), **folders) == [2]
+    assert not (tmp_path / "run" / "run.json").exists()

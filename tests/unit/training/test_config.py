@@ -395,7 +395,7 @@ class TestWholeConfig:
         for other in (HiddenKeySection(), HiddenKeySection(enabled=True, other_dropout="kept")):
             assert self.problems(config, adapter=adapter, hidden_key=other) == []
         for values in ({"dropout": 0.0}, {"kind": "none"}):
-            without = dataclasses.replace(adapter, **values)  # type: ignore[arg-type]
+            without = dataclasses.replace(adapter, **values)
             assert self.problems(config, adapter=without, hidden_key=hidden_key) == []
 
     def test_a_merged_export_needs_an_adapter(self, tmp_path: Path) -> None:
