@@ -89,7 +89,7 @@ class BlockPosterior(nn.Module):
         self.layers, self.ranks = tuple(ranks), tuple(ranks.values())
         self.last_draw: Draw | None = None
         self._is_running = False
-        self._waiting = _Waiting({}, -1, True)
+        self._waiting = _NOTHING_WAITS
         self._shares: dict[int, float] = {}
         """The share of the penalty in the draws that a layer started, for their recomputation."""
         first_s = [torch.rand(r, generator=g, device="cpu") for r, g in zip(self.ranks, generators, strict=True)]
@@ -116,11 +116,11 @@ class BlockPosterior(nn.Module):
 
     def begin(self, block: nn.Module, arguments: Any) -> None:
         """Note that the block runs (a forward pre-hook of it)."""
-        self._is_running, self._waiting = True, _Waiting({}, -1, True)
+        self._is_running, self._waiting = True, _NOTHING_WAITS
 
     def end(self, block: nn.Module, arguments: Any, output: Any) -> None:
         """Forget what nobody took of the draw (a forward hook of the block, also called when the forward fails)."""
-        self._is_running, self._waiting = False, _Waiting({}, -1, True)
+        self._is_running, self._waiting = False, _NOTHING_WAITS
 
     @property
     def is_active(self) -> bool:
@@ -220,6 +220,9 @@ class _Waiting(NamedTuple):
     """The backward that recomputed the draw; -1: none, it was made in a forward."""
     is_recorded: bool
     """Whether autograd recorded the draw."""
+
+
+_NOTHING_WAITS = _Waiting({}, -1, True)
 
 
 class _Sizes(NamedTuple):

@@ -9,6 +9,8 @@ from typing import Any
 
 from monteclora.config import LoRAConfig, adapted, count_adapter_parameters, is_inside, model_problems
 
+_EMBEDDING = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -37,7 +39,7 @@ class Shape:
 
     def parameters(self) -> dict[str, int]:
         """Number of elements of every parameter by full name; tied embeddings count once, as the input's."""
-        sizes = {"model.embed_tokens.weight": self.vocab * self.hidden, "model.norm.weight": self.hidden}
+        sizes = {_EMBEDDING: self.vocab * self.hidden, "model.norm.weight": self.hidden}
         for k in range(self.layers):
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 sizes[f"model.layers.{k}.{norm}.weight"] = self.hidden
@@ -76,7 +78,7 @@ def saved_parameters(shape: Shape, config: LoRAConfig) -> dict[str, int]:
     sizes = shape.parameters()
     saved = {name: size for name, size in sizes.items() if is_inside(name.rpartition(".")[0], config.modules_to_save)}
     if shape.is_tied and is_inside("lm_head", config.modules_to_save):
-        saved["model.embed_tokens.weight"] = sizes["model.embed_tokens.weight"]
+        saved[_EMBEDDING] = sizes[_EMBEDDING]
     return saved
 
 
@@ -99,6 +101,3 @@ def adapter_problems(config: LoRAConfig, shape: Shape) -> Iterator[tuple[str, st
             "modules_to_save",
             "train the embeddings in full, whose weight lm_head shares, and targets freeze it; take one out",
         )
-
-
-_EMBEDDING = "model.embed_tokens.weight"
