@@ -2,57 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from training.engine import MicroBatch
+from training.loss import IGNORE
 
 if TYPE_CHECKING:
-    from data_pipeline.stream.token_stream import Row
+    from data_pipeline.stream.token_stream import Row, RowDocument
 
 HASH_SIZE = 2**40
 """Row hashes are summed modulo this, so that fp64 adds those of up to 2^13 ranks exactly."""
 
 
-class TimedRows:
-    """Rows, and how long they were waited for."""
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Rows of one forward pass on one rank.
 
-    def __init__(self, rows: Iterator[Any]) -> None:
-        self._rows = rows
-        self.seconds = 0.0
+    Whatever depends on the values (where documents end, which positions have a target) is known here, on the CPU, so that
+    the device never has to be asked.
+    """
 
-    def __iter__(self) -> TimedRows:
-        return self
+    input_ids: torch.Tensor
+    """int64 (rows, seq_len)."""
+    position_ids: torch.Tensor
+    """int64 (rows, seq_len); restart at 0 at every document."""
+    target_index: torch.Tensor
+    """int64 (targets,): positions that have a target, counted through the flattened rows."""
+    targets: torch.Tensor
+    """int64 (targets,): the token to predict at each of them."""
+    cu_seqlens: torch.Tensor
+    """int32 (documents + 1,): where the parts of documents begin in the flattened rows, and where the last ends. Attention
+    does not cross these boundaries."""
+    max_seqlen: int
+    """Tokens of the longest part."""
+    pairs: int
+    """Pairs of a query and a key it sees."""
+    first_lane: int
+    """Data lane of the first row; keys the noise."""
 
-    def __next__(self) -> Any:
-        began = time.perf_counter()
-        try:
-            return next(self._rows)
-        finally:
-            self.seconds += time.perf_counter() - began
+    def repeated_boundaries(self, copies: int) -> torch.Tensor:
+        """`cu_seqlens` of the rows repeated so many times, one copy after the other."""
+        if copies == 1:
+            return self.cu_seqlens
+        offsets = torch.arange(copies, dtype=torch.int32, device=self.cu_seqlens.device) * self.input_ids.numel()
+        later = (self.cu_seqlens[1:] + offsets.unsqueeze(1)).flatten()
+        return torch.cat((self.cu_seqlens[:1], later))
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device, without waiting for it."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        tensors = ("input_ids", "position_ids", "target_index", "targets", "cu_seqlens")
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in tensors})
 
 
-def take_step(rows: Iterator[Row], *, num_rows: int, micro_batch_rows: int) -> tuple[list[MicroBatch], int]:
-    """Take this rank's next `num_rows` rows; return its micro-batches and the sum of their row hashes."""
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """What one rank trains on in one optimizer step."""
+
+    micro_batches: list[MicroBatch]
+    row_hash: int
+    """Sum of the hashes of the rows."""
+    documents: list[RowDocument]
+    """What the rows hold, in order."""
+
+    def pinned(self) -> StepBatch:
+        """The same in page-locked memory."""
+        return dataclasses.replace(self, micro_batches=[micro.pinned() for micro in self.micro_batches])
+
+    @property
+    def num_targets(self) -> int:
+        """Target tokens of this rank."""
+        return sum(len(micro.targets) for micro in self.micro_batches)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key it sees, of this rank."""
+        return sum(micro.pairs for micro in self.micro_batches)
+
+
+def take_step(rows: Iterator[Row], *, num_rows: int, micro_batch_rows: int) -> StepBatch:
+    """Take this rank's next `num_rows` rows."""
     taken = [next(rows) for _ in range(num_rows)]
-    batches = [stack(taken[i : i + micro_batch_rows]) for i in range(0, num_rows, micro_batch_rows)]
-    return batches, sum(row_hash(row) for row in taken) % HASH_SIZE
+    return StepBatch(
+        micro_batches=[stack(taken[i : i + micro_batch_rows]) for i in range(0, num_rows, micro_batch_rows)],
+        row_hash=sum(row_hash(row) for row in taken) % HASH_SIZE,
+        documents=[document for row in taken for document in row.documents if document.source >= 0],
+    )
 
 
 def stack(rows: list[Row]) -> MicroBatch:
-    """Rows as tensors of shape (rows, seq_len)."""
+    """Rows as one micro-batch."""
 
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(row, name) for row in rows]).astype(np.int64))
+    def joined(name: str) -> Any:
+        return np.stack([getattr(row, name) for row in rows]).astype(np.int64)
 
+    input_ids, labels, position_ids = joined("input_ids"), joined("labels"), joined("position_ids")
+    starts_part = position_ids == 0
+    starts_part[:, 0] = True
+    boundaries = np.append(np.flatnonzero(starts_part), position_ids.size)
+    lengths = np.diff(boundaries)
+    target_index = np.flatnonzero(labels != IGNORE)
     return MicroBatch(
-        input_ids=tensor("input_ids"), labels=tensor("labels"), position_ids=tensor("position_ids"),
-        first_lane=rows[0].lane,
+        input_ids=torch.from_numpy(input_ids), position_ids=torch.from_numpy(position_ids),
+        target_index=torch.from_numpy(target_index), targets=torch.from_numpy(labels.reshape(-1)[target_index]),
+        cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)), max_seqlen=int(lengths.max()),
+        pairs=int((lengths * (lengths + 1)).sum() // 2), first_lane=rows[0].lane,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,15 @@ def start(root: Path, step: int) -> None:
     unfinished_folder(root, step).mkdir(parents=True)
 
 
-def finish(root: Path, step: int, manifest: dict[str, Any], keep: int) -> Path:
-    """Write the manifest, give the checkpoint its name, delete all but the newest `keep` (rank 0)."""
+def finish(root: Path, step: int, manifest: dict[str, Any], keep: int | None) -> Path:
+    """Write the manifest, give the checkpoint its name, delete all but the newest `keep` (rank 0); None keeps all."""
     folder, final = unfinished_folder(root, step), root / str(step)
     write_json(folder / MANIFEST, {"schema": SCHEMA, **manifest})
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     sync_folder(root)
+    if keep is None:
+        return final
     # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
     earlier = sorted(
         (int(path.name) for path in root.iterdir() if path.name.isdigit() and int(path.name) < step), reverse=True
@@ -127,9 +129,13 @@ def check_file(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read_state(
-    checkpoint: Checkpoint, names: Sequence[str], shapes: dict[str, tuple[int, ...]], rank: int, world_size: int
+    checkpoint: Checkpoint,
+    states: Mapping[str, tuple[str, ...]],
+    shapes: dict[str, tuple[int, ...]],
+    rank: int,
+    world_size: int,
 ) -> dict[str, torch.Tensor]:
-    """Read one rank's slices at any world size; `names` are the suffixes ('' for the parameter itself).
+    """Read one rank's slices at any world size: of every parameter, and of its optimizer states by name.
 
     Raises:
         CheckpointError: when the checkpoint holds other parameters or shapes than the model trains.
@@ -145,8 +151,7 @@ def read_state(
     files = {k: safe_open(checkpoint.path / shard_name(k, saved_world), framework="pt") for k in range(saved_world)}
     state: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
-        for suffix in names:
-            key = f"{name}{suffix}"
+        for key in (name, *(f"{name}/{state}" for state in states[name])):
             slices = {k: file.get_slice(key) for k, file in files.items()}
             state[key] = cut(slices, math.prod(shape), rank, world_size)
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     ds_config: dict[str, Any] = {}
     if known.recipe is None:
         problems.append("--recipe is missing: the TOML file of the run, such as recipes/demo.toml")
-    if known.ds_config is None:
-        problems.append("--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json")
-    else:
+    if known.ds_config is not None:
         ds_config, ds_problems = read_ds_config(known.ds_config)
         problems += ds_problems
     world = None
@@ -70,11 +69,14 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
             overrides,
             world_size=world.size if world else None,
             more_problems=problems,
-            also_check=directory_problems,
+            also_check=lambda config: [
+                *directory_problems(config),
+                *ds_config_problems(config, known.ds_config),
+                *node_problems(config, world),
+            ],
         )
     except ConfigError as error:
-        if world is None or world.rank == 0:
-            print(f"\n{error}\n", file=sys.stderr, flush=True)
+        print_once_per_node(error, world)
         return EXIT_WRONG_CONFIGURATION
     assert world is not None
     if (read_json(config.run.dir / "run.json") or {}).get("status") == "done":
@@ -82,6 +84,31 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
             print(f"{config.run.dir} is done already; remove it, or choose another run.dir, to train again", flush=True)
         return EXIT_DONE
     return Command(config=config, ds_config=ds_config, world=world)
+
+
+def ds_config_problems(config: Config, path: Path | None) -> list[str]:
+    """Only a model that is replicated is trained without DeepSpeed."""
+    if path is not None or config.train.placement == "replicated":
+        return []
+    return ["--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json"]
+
+
+def node_problems(config: Config, world: World | None) -> list[str]:
+    """What a placement asks of the nodes."""
+    if world is None or config.train.placement != "zero3_hpz" or world.size % world.local_size == 0:
+        return []
+    return [
+        f'train.placement = "zero3_hpz": every node must have the same number of ranks, and {world.size} ranks are not a '
+        f"multiple of the {world.local_size} of this node; start as many on every node, or use zero3"
+    ]
+
+
+def print_once_per_node(error: Exception, world: World | None) -> None:
+    """Print what has to be put right: a file can be missing on one node alone, whose launcher then ends the others."""
+    if world is not None and world.local_rank != 0:
+        return
+    where = "" if world is None or world.rank == 0 else f"rank {world.rank} on {socket.gethostname()}: "
+    print(f"\n{where}{error}\n", file=sys.stderr, flush=True)
 
 
 def print_help(recipe: Path | None) -> None:

@@ -7,6 +7,8 @@ parts; this module owns training's and composes the whole.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +19,21 @@ from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
 from monteclora.peft_config import more_than_lora
+from training import base_files
 from training.files import read_json
-from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face
+from training.length import is_length_known, parse_length, resolve
+from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
 
 Kind = Literal["none", "lora", "monteclora"]
 
 ADAPTER_JSON = "adapter_config.json"
 """PEFT's description of a saved adapter."""
+
+LENGTHS = {
+    "train.steps", "train.tokens", "train.epochs", "train.global_batch_rows", "data.seq_len",
+    "optim.warmup_steps", "optim.warmup", "optim.cooldown_steps", "optim.cooldown",
+}  # fmt: skip
+"""Settings that say how many steps a run and its parts have."""
 
 Problem = tuple[str, str]
 """A dotted field name and what is wrong with its value."""
@@ -103,26 +113,70 @@ class ModelConfig:
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """Shape of the model with random weights."""
 
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    allow_pickled_weights: bool = False
+    """Load a base that has only pickled weights (*.bin), with torch's restricted unpickler. Safetensors need no permission."""
+
+    allow_remote_code: bool = False
+    """Run the Python code that a base brings with it. Whoever wrote it can then do what you can."""
+
+    activation_checkpointing: str = "off"
+    """Decoder layers whose activations are recomputed in the backward pass, for memory against up to a third more time:
+    off, full (all layers), a number of layers, or auto (as few as the memory model says the device needs)."""
+
+    compile: bool = False
+    """Compile the decoder layers with torch.compile."""
+
+    kernels: Literal["auto", "torch", "liger"] = "auto"
+    """Kernels of norms, rotary embedding, feed-forward product and loss head: torch's, Liger's (CUDA only), or auto: Liger's
+    where they are installed and the device is a GPU."""
 
     def problems(self) -> Iterator[Problem]:
-        """Yield (field, message) for every value out of range and for a missing base."""
+        """Yield (field, message) for every value out of range and for a base that can't be loaded."""
         if self.base is None:
             yield from nested("architecture", self.architecture)
         elif looks_like_path(self.base):
-            folder = Path(self.base)
-            if not folder.is_dir():
-                hint = ""
-                if folder.parent.name == "base" and folder.name == "export":
-                    hint = "; the demo's base is trained by `python -m launch demo --until base` (part of `make demo`)"
-                yield "base", f"no such model folder{hint}"
-            elif not (folder / "config.json").is_file():
-                yield "base", "the folder has no config.json, so it is not a Hugging Face model"
-            elif base_shape(self.base) is None:
-                yield "base", "the folder's config.json can't be read"
-            elif not any(folder.glob("*.safetensors")):
-                yield "base", "the folder has no *.safetensors; pickled weights are refused, convert them first"
+            for message in self._base_problems(Path(self.base)):
+                yield "base", message
+        yield from self._activation_checkpointing_problems()
+
+    def _base_problems(self, folder: Path) -> Iterator[str]:
+        if not folder.is_dir():
+            hint = ""
+            if folder.parent.name == "base" and folder.name == "export":
+                hint = "; the demo's base is trained by `python -m launch demo --until base` (part of `make demo`)"
+            yield f"no such model folder{hint}"
+        elif not (folder / "config.json").is_file():
+            yield "the folder has no config.json, so it is not a Hugging Face model"
+        elif read_json(folder / "config.json") is None:
+            yield "the folder's config.json can't be read"
+        else:
+            yield from base_files.permission_problems(
+                folder, allow_pickled_weights=self.allow_pickled_weights, allow_remote_code=self.allow_remote_code
+            )
+            if wrong := base_files.problems(folder, llama_shape(str(folder))):
+                yield f"the folder's safetensors can't be used:{base_files.listing(wrong)}"
+
+    def _activation_checkpointing_problems(self) -> Iterator[Problem]:
+        value, layers = self.activation_checkpointing, self.num_layers()
+        if value in ("off", "full", "auto"):
+            return
+        if not (value.isascii() and value.isdigit() and int(value) >= 1):
+            yield "activation_checkpointing", 'must be "off", "full", "auto" or a number of layers, at least 1'
+        elif layers is not None and int(value) > layers:
+            yield "activation_checkpointing", f"is more than the {layers} layers that the model has; use full"
+
+    def num_layers(self) -> int | None:
+        """Number of decoder layers, or None when that can't be known before loading (a hub name)."""
+        if self.base is None:
+            return self.architecture.num_layers
+        found = (base_shape(self.base) or {}).get("num_hidden_layers")
+        return found if isinstance(found, int) else None
+
+    def recomputed_layers(self, num_layers: int) -> int | None:
+        """How many of the model's layers, the first ones, are recomputed in backward; None when that is to be found out."""
+        chosen = self.activation_checkpointing
+        named = {"off": 0, "full": num_layers, "auto": None}
+        return named[chosen] if chosen in named else int(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +260,24 @@ class TrainConfig:
     """How long, in which batches, in which precision."""
 
     steps: int = 1000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run, unless tokens or epochs says how long it is."""
+
+    tokens: int | None = None
+    """Length of the run in input tokens instead of steps; rounded up to whole steps."""
+
+    epochs: float | None = None
+    """Length of the run in passes over the data instead of steps. With several sources: over the one with the largest weight,
+    of equals the one that takes longest. Rows are counted when the run first starts, or estimated from a sample of a text
+    source without token_cache; run.json says which."""
+
+    placement: Literal["zero3", "zero3_hpz", "zero3_offload", "replicated"] = "zero3"
+    """Where weights, gradients and optimizer state live. zero3: each rank holds its share of all of them. zero3_hpz: and a
+    whole copy of the weights per node, so that backward gathers inside the node. zero3_offload: masters and optimizer
+    state in host memory. replicated: every rank holds all weights and only gradients travel; only masters and optimizer
+    state are shared out."""
+
+    sequence_parallel: int = 1
+    """Ranks that share one row, for rows too long for one (Ulysses); divides the world size and the key/value heads."""
 
     global_batch_rows: int = 192
     """Rows (of data.seq_len tokens) per optimizer step over all ranks: the number of data lanes. Divisible by the world size."""
@@ -221,23 +292,46 @@ class TrainConfig:
     """Largest global gradient norm; 0 switches clipping off."""
 
     max_skipped_steps: int = 10
-    """Consecutive steps with a non-finite gradient after which the run stops."""
+    """Consecutive steps with a non-finite loss or gradient after which the run stops; each of them changes nothing."""
+
+    spike_guard: float = 0.0
+    """Standard deviations above the mean of the last spike_window losses at which a loss is a spike: the run goes back to
+    its last checkpoint and on with the data that follows. 0 switches it off."""
+
+    spike_window: int = 128
+    """Losses that a spike is measured against; there are no spikes before there are so many."""
 
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
-        for name in ("steps", "global_batch_rows", "micro_batch_rows", "log_every_steps", "max_skipped_steps"):
+        for name in (
+            "steps", "sequence_parallel", "global_batch_rows", "micro_batch_rows", "log_every_steps", "max_skipped_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 yield name, "must be at least 1"
+        if self.tokens is not None and self.tokens < 1:
+            yield "tokens", "must be at least 1"
+        if self.epochs is not None and self.epochs <= 0:
+            yield "epochs", "must be greater than 0"
+        if self.tokens is not None and self.epochs is not None:
+            yield "epochs", "says how long the run is, and so does tokens; set one of them"
         if self.gradient_clipping < 0:
             yield "gradient_clipping", "must not be negative (0 switches clipping off)"
+        if self.spike_guard < 0:
+            yield "spike_guard", "must not be negative (0 switches the guard off)"
+        if self.spike_window < 2:
+            yield "spike_window", "must be at least 2: one loss has no deviation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and the learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
+
+    kind: Literal["adamw", "lionw", "muon"] = "adamw"
+    """adamw, lionw (sign of the momentum; a learning rate 3 to 10 times smaller), or muon (orthogonalised momentum, with 0.95 in
+    place of beta1, for the matrices inside the decoder layers, AdamW for the rest; full finetuning only)."""
 
     lr: float = 1e-4
     """Peak learning rate."""
@@ -252,16 +346,33 @@ class OptimConfig:
     """Added to the denominator of the update."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; norms, biases and variational parameters have none."""
+    """Decoupled weight decay of matrices; norms, biases and variational parameters have none. Per step a weight shrinks by
+    lr * weight_decay with adamw and muon, by (lr / peak lr) * weight_decay with lionw, as in the study's DecoupledLionW."""
 
-    schedule: Literal["constant", "linear", "cosine", "trapezoid"] = "cosine"
-    """After warm-up: constant, linear or cosine down to final_lr_fraction, or flat with a linear cooldown at the end."""
+    no_decay: tuple[str, ...] = ()
+    """More parameters without weight decay, as patterns of their full names, such as *.embed_tokens.*."""
+
+    lr_ratio: dict[str, float] = field(default_factory=dict)
+    """Learning rate of some parameters as a multiple of lr, by a pattern of their full names; the first that matches counts."""
+
+    schedule: Literal["constant", "linear", "cosine", "trapezoid", "inverse_sqrt"] = "cosine"
+    """After warm-up: constant; linear or cosine down to final_lr_fraction; flat (trapezoid, also called WSD) or falling with
+    the inverse square root of the steps, each with a linear cooldown at the end."""
 
     warmup_steps: int = 0
     """Steps of linear warm-up from 0."""
 
     cooldown_steps: int = 0
-    """Steps of the linear cooldown that ends a trapezoid."""
+    """Steps of the linear cooldown that ends a trapezoid or an inverse square root."""
+
+    warmup: str | None = None
+    """Warm-up in other units, instead of warmup_steps: "10 %" of the run, "2e9 tokens", "0.5 epochs", "100 steps"."""
+
+    cooldown: str | None = None
+    """Cooldown in other units, instead of cooldown_steps."""
+
+    inverse_sqrt_steps: int = 1000
+    """Time scale t of the inverse square root: s steps after warm-up the factor is sqrt(t / (s + t))."""
 
     final_lr_fraction: float = 0.0
     """Learning rate at the end, as a fraction of the peak."""
@@ -280,10 +391,29 @@ class OptimConfig:
                 yield name, "must not be negative"
         if not 0 <= self.final_lr_fraction <= 1:
             yield "final_lr_fraction", "must be in [0, 1]"
-        if self.schedule == "trapezoid" and self.cooldown_steps < 1:
-            yield "cooldown_steps", "must be at least 1 with the trapezoid schedule"
-        if self.schedule != "trapezoid" and self.cooldown_steps > 0:
-            yield "cooldown_steps", f"is used by the trapezoid schedule only, not by {self.schedule!r}; remove it"
+        for pattern, ratio in self.lr_ratio.items():
+            if not 0 < ratio < math.inf:
+                yield f"lr_ratio.{pattern}", f"is {ratio}; give a positive number, 1 = the learning rate of the others"
+        yield from self._schedule_problems()
+
+    def _schedule_problems(self) -> Iterator[Problem]:
+        if self.inverse_sqrt_steps < 1:
+            yield "inverse_sqrt_steps", "must be at least 1"
+        for name in ("warmup", "cooldown"):
+            written = getattr(self, name)
+            if written is not None and getattr(self, f"{name}_steps") != 0:
+                yield name, f"says the same as {name}_steps; set one of them"
+            try:
+                if written is not None:
+                    parse_length(written)
+            except ValueError as error:
+                yield name, str(error)
+        name = "cooldown_steps" if self.cooldown is None else "cooldown"
+        has_cooldown = self.cooldown is not None or self.cooldown_steps > 0
+        if self.schedule == "trapezoid" and not has_cooldown:
+            yield name, "must be at least 1 with the trapezoid schedule"
+        if self.schedule not in ("trapezoid", "inverse_sqrt") and has_cooldown:
+            yield name, f"is used by the schedules trapezoid and inverse_sqrt only, not by {self.schedule!r}; remove it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +439,40 @@ class CheckpointConfig:
                 yield name, "must be at least 1"
         if self.export_merged and not self.export:
             yield "export_merged", "is true, but export is false, so nothing is exported; set one of them otherwise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What can be watched while a run goes on, beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Write the metrics for TensorBoard to <run>/tensorboard, too."""
+
+    wandb_project: str | None = None
+    """Send the metrics to this project of Weights & Biases (pip install wandb; it reads its own key)."""
+
+    profile_first_step: int | None = None
+    """First step that torch's profiler looks at. A file named PROFILE in the run directory starts it at the next step."""
+
+    profile_steps: int = 3
+    """Steps that it looks at; the trace of every rank is written to <run>/profile."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, message) for every value out of range."""
+        if self.profile_first_step is not None and self.profile_first_step < 0:
+            yield "profile_first_step", "must not be negative"
+        if self.profile_steps < 1:
+            yield "profile_steps", "must be at least 1"
+        if self.wandb_project is not None and not self.wandb_project.strip():
+            yield "wandb_project", "must name a project, or be left out"
+        elif self.wandb_project is not None and not is_installed("wandb"):
+            yield "wandb_project", "needs wandb, which is not installed: pip install wandb, or leave the setting out"
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of that name in the working directory is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +506,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     """What is measured before, during and after."""
 
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What can be watched while it goes on."""
+
     def problems(self, world_size: int = 1, unread: Collection[str] = ()) -> Iterator[Problem]:
         """Yield (dotted field, message) for every problem of the configuration on `world_size` ranks.
 
@@ -351,22 +518,32 @@ class Config:
         for section in dataclasses.fields(self):
             yield from nested(section.name, getattr(self, section.name))
         yield from self._batch_problems(world_size)
-        if self.optim.warmup_steps + self.optim.cooldown_steps > self.train.steps >= 1:
-            yield (
-                "optim.warmup_steps",
-                (
-                    f"with optim.cooldown_steps exceeds train.steps: {self.optim.warmup_steps} + "
-                    f"{self.optim.cooldown_steps} > {self.train.steps}"
-                ),
-            )
+        yield from self._sequence_problems(world_size)
+        if self._has_lengths(unread):
+            yield from resolve(self, None).length_problems()
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
             yield f"eval.{name}", message
         yield from self._adapter_problems()
         yield from self._fit_problems(unread)
+        yield from self._optim_problems(unread)
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
             yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
+
+    def _has_lengths(self, unread: Collection[str]) -> bool:
+        """Whether the recipe says, with usable values, how many steps there are."""
+        wrong = {name for section in ("train", "optim", "data") for name, _ in nested(section, getattr(self, section))}
+        return is_length_known(self) and not LENGTHS & (wrong | set(unread))
+
+    def length_problems(self) -> Iterator[Problem]:
+        """Yield (dotted field, message) for every part of the run that does not fit into its resolved length."""
+        steps, warmup, cooldown = self.train.steps, self.optim.warmup_steps, self.optim.cooldown_steps
+        if warmup + cooldown > steps:
+            written = "optim.warmup_steps" if self.optim.warmup is None else "optim.warmup"
+            yield written, f"and the cooldown are longer than the run: {warmup} + {cooldown} > {steps} steps"
+        if self.adapter.kind == "monteclora" and self.adapter.start_step >= steps:
+            yield "adapter.start_step", f"is never reached: the run has {steps} steps; give a smaller number"
 
     def _adapter_problems(self) -> Iterator[Problem]:
         ours, base = self.adapter, self.model.base
@@ -377,18 +554,12 @@ class Config:
                 "eval.posterior_samples",
                 "needs adapter.kind monteclora: nothing else has a posterior to draw from; use 0",
             )
-        if ours.kind == "monteclora":
-            if ours.start_step >= self.train.steps >= 1:
-                yield (
-                    "adapter.start_step",
-                    f"is never reached: train.steps is {self.train.steps}; give a smaller number",
-                )
-            if ours.posthoc and ours.start_step == 0 and ours.init_from is None:
-                yield (
-                    "adapter.posthoc",
-                    "trains the variational parameters of a LoRA that has been trained; set adapter.start_step (steps of "
-                    "LoRA before them) or adapter.init_from (a saved adapter)",
-                )
+        if ours.kind == "monteclora" and ours.posthoc and ours.start_step == 0 and ours.init_from is None:
+            yield (
+                "adapter.posthoc",
+                "trains the variational parameters of a LoRA that has been trained; set adapter.start_step (steps of "
+                "LoRA before them) or adapter.init_from (a saved adapter)",
+            )
         if ours.kind == "none" and self.checkpoint.export_merged:
             yield (
                 "checkpoint.export_merged",
@@ -408,9 +579,7 @@ class Config:
         if chosen is None:
             return
         # Their own rules come first: with a rank below 1, say, there is nothing to compare.
-        wrong = {name.partition(".")[0] for name, _ in chosen.problems()}
-        wrong |= {name.removeprefix("adapter.") for name in unread}
-        if wrong & {"rank", "rank_pattern", "alpha_pattern", "targets", "modules_to_save"}:
+        if not self._is_adapter_sound(unread):
             return
         start = self.adapter.init_from
         saved = None if start is None else read_json(start / ADAPTER_JSON)
@@ -432,32 +601,78 @@ class Config:
                 "adapter.targets, or set it to false",
             )
 
+    def _is_adapter_sound(self, unread: Collection[str]) -> bool:
+        """Whether the settings that say what an adapter consists of could be read and are in range."""
+        wrong = {name.partition(".")[0] for name, _ in self.adapter.problems()}
+        wrong |= {name.removeprefix("adapter.") for name in unread}
+        return not wrong & {"rank", "rank_pattern", "alpha_pattern", "targets", "modules_to_save"}
+
+    def _optim_problems(self, unread: Collection[str]) -> Iterator[Problem]:
+        """What the optimizer asks of the parameters that train."""
+        if self.optim.kind == "muon" and self.adapter.kind != "none":
+            yield (
+                "optim.kind",
+                "muon makes the updates of whole weight matrices orthogonal, and an adapter has none; use adamw or lionw, "
+                "or set adapter.kind to none",
+            )
+        if not self._is_adapter_sound(unread):
+            return
+        if self.model.base is not None:
+            shape = self._llama_shape()
+        else:
+            shape = None if any(self.model.architecture.problems()) else self.model.architecture.shape()
+        names = [] if shape is None else trained_names(shape, self.adapter.build())
+        for setting, patterns in (("no_decay", self.optim.no_decay), ("lr_ratio", self.optim.lr_ratio)):
+            for pattern in unmatched(patterns, names) if names else ():
+                yield f"optim.{setting}", f"{pattern!r} matches no parameter that trains; one of those is {names[0]}"
+
     def _llama_shape(self) -> Shape | None:
         """The sizes of a LLaMA that lies here, or None of another kind of model and of a hub name."""
-        found = None if self.model.base is None else base_shape(self.model.base)
-        try:
-            return from_hugging_face(found) if found and found.get("model_type") == "llama" else None
-        except (KeyError, TypeError, ZeroDivisionError):
-            return None
+        return None if self.model.base is None else llama_shape(self.model.base)
 
     def _batch_problems(self, world_size: int) -> Iterator[Problem]:
-        rows, micro = self.train.global_batch_rows, self.train.micro_batch_rows
-        if rows < 1 or micro < 1:
+        rows, micro, shared = self.train.global_batch_rows, self.train.micro_batch_rows, self.train.sequence_parallel
+        # A group that does not fit into the world has a message of its own.
+        if rows < 1 or micro < 1 or shared < 1 or world_size % shared:
             return
-        if rows % world_size:
+        groups = world_size // shared
+        by = "the world size" if shared == 1 else "the world size / train.sequence_parallel"
+        if rows % groups:
             fitting = [n for n in range(1, min(rows, 1024) + 1) if rows % n == 0]
-            near = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:4])
+            near = sorted(sorted(fitting, key=lambda n: abs(n - groups))[:4])
             yield (
                 "train.global_batch_rows",
                 (
-                    f"must be divisible by the world size, which is {world_size}; "
-                    f"use a world size such as {', '.join(map(str, near))}, or change the batch"
+                    f"must be divisible by {by}, which is {groups}; "
+                    f"use a world size such as {', '.join(str(n * shared) for n in near)}, or change the batch"
                 ),
             )
-        elif (rows // world_size) % micro:
+        elif (rows // groups) % micro:
+            who = "each rank has" if shared == 1 else f"each group of {shared} ranks has"
             yield (
                 "train.micro_batch_rows",
-                f"must divide the {rows // world_size} rows that each rank has per step at world size {world_size}",
+                f"must divide the {rows // groups} rows that {who} per step at world size {world_size}",
+            )
+
+    def _sequence_problems(self, world_size: int) -> Iterator[Problem]:
+        """What ranks that share rows (sequence parallelism) ask of everything else."""
+        size, field = self.train.sequence_parallel, "train.sequence_parallel"
+        if size <= 1:
+            return
+        if world_size % size:
+            yield field, f"must divide the world size, which is {world_size}"
+        if self.data.seq_len % size:
+            yield field, f"must divide data.seq_len, which is {self.data.seq_len}"
+        shape = self._llama_shape()
+        heads = shape.kv_heads if shape is not None else self.model.architecture.num_kv_heads
+        if (shape is not None or self.model.base is None) and heads % size:
+            yield field, f"must divide the model's {heads} key/value heads: each rank computes some of them for the whole row"
+        if self.hidden_key.enabled:
+            yield "hidden_key.enabled", f"compares positions of whole rows, which {field} cuts into parts; set one of them off"
+        if self.adapter.kind != "none" and self.adapter.dropout > 0:
+            yield (
+                "adapter.dropout",
+                f"would drop the same features in every part of a row that {field} cuts it into; set it to 0",
             )
 
     def _tokenizer_problems(self) -> Iterator[Problem]:
@@ -501,6 +716,15 @@ def looks_like_path(base: str) -> bool:
 def base_shape(base: str) -> dict[str, Any] | None:
     """The config.json of a base model folder, or None when there is none to read."""
     return read_json(Path(base) / "config.json")
+
+
+def llama_shape(base: str) -> Shape | None:
+    """The sizes of a LLaMA in a folder, or None of another kind of model and of a hub name."""
+    found = base_shape(base)
+    try:
+        return from_hugging_face(found) if found and found.get("model_type") == "llama" else None
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def to_dict(value: Any) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from data_pipeline.errors import PipelineError
+from data_pipeline.stream.epoch import epoch_rows
 from data_pipeline.stream.token_stream import TokenStream
 from data_pipeline.stream.workers import PrefetchedStream, open_stream
 from training.config import Config
-from training.engine import raise_on_all_ranks, rank_0_first
+from training.distributed import from_rank_0, raise_on_all_ranks, rank_0_first
+from training.files import read_json
+from training.length import needs_epoch
 from training.world import World
 
 
@@ -29,8 +33,9 @@ def open_data(
     stream, problem = None, None
     with rank_0_first(world):
         try:
+            lanes = world.lanes(num_lanes, config.train.sequence_parallel)
             stream = open_stream(
-                config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=config.run.seed, progress=progress
+                config.data, num_lanes=num_lanes, lanes=lanes, seed=config.run.seed, progress=progress
             )
         except PipelineError as error:
             problem = error
@@ -42,3 +47,27 @@ def open_data(
         raise
     assert stream is not None
     return stream
+
+
+def length_of_epoch(
+    config: Config, stream: TokenStream | PrefetchedStream, world: World
+) -> dict[str, Any] | None:
+    """Rows of an epoch and whether they were counted or estimated, where the recipe asks in epochs (a collective).
+
+    A run that goes on keeps the number that it was started with.
+
+    Raises:
+        PipelineError: on all ranks, when the first can't read its data.
+    """
+    if not needs_epoch(config):
+        return None
+    found, problem = None, None
+    if world.rank == 0:
+        found = (read_json(config.run.dir / "run.json") or {}).get("epoch")
+        try:
+            found = found or epoch_rows(stream.data, seed=config.run.seed)._asdict()
+        except PipelineError as error:
+            problem = error
+    raise_on_all_ranks(problem, PipelineError, world)
+    length: dict[str, Any] = from_rank_0(lambda: found, world)
+    return length

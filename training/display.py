@@ -47,13 +47,20 @@ class Display:
     ) -> None:
         self._bar.stop()
 
+    def expect(self, steps: int) -> None:
+        """The run is so many steps long."""
+        self.steps = steps
+        self._bar.update(self._train, total=steps)
+
     def say(self, text: str) -> None:
         """A line of its own."""
         self.console.print(f"{self.label}: {text}", markup=False, emoji=False, soft_wrap=True)
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Training has reached `step`."""
+    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None = None) -> None:
+        """Training has reached `step`, at this fraction of the devices' peak, if that is known."""
         note = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        if mfu is not None:
+            note += f"  {mfu:.0%} MFU"
         if self.is_live:
             self._bar.update(self._eval, visible=False)
             self._bar.update(self._train, completed=step, note=note, visible=True)

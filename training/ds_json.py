@@ -24,6 +24,9 @@ OWNED = {
     "torch_autocast": "train.precision",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
+    "zero_optimization.offload_optimizer": "train.placement = zero3_offload",
+    "zero_optimization.zero_hpz_partition_size": "train.placement = zero3_hpz",
+    "sequence_parallel_size": "train.sequence_parallel",
 }
 """DeepSpeed keys that the recipe owns, and the settings to use instead."""
 
@@ -46,9 +49,7 @@ REMOVED = {
 """Keys that DeepSpeed 0.19 removed and stops at, and what to do about each."""
 
 UNSUPPORTED = {
-    "zero_optimization.offload_optimizer": "offloading",
-    "zero_optimization.offload_param": "offloading",
-    "zero_optimization.zero_hpz_partition_size": "hpZ",
+    "zero_optimization.offload_param": "offloading of weights",
     "zero_optimization.zero_quantized_weights": "qwZ",
     "zero_optimization.zero_quantized_gradients": "qgZ",
     "zero_optimization.zero_quantized_nontrainable_weights": "quantized frozen weights",

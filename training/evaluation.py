@@ -8,9 +8,11 @@ from pathlib import Path
 
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate, write_result
+from training import distributed
 from training.config import Config
 from training.display import Display
 from training.engine import Engine
+from training.monitors import Monitors
 from training.progress import Progress
 from training.recipe import ConfigError
 from training.stopping import StopRequest
@@ -44,10 +46,16 @@ class Evaluation:
     """The recipe's tasks, ready to be run on the engine by all ranks together."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, config: Config, display: Display, stop: StopRequest
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        config: Config,
+        display: Display,
+        stop: StopRequest,
+        monitors: Monitors,
     ) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
-        self._display, self._stop = display, stop
+        self._display, self._stop, self._monitors = display, stop, monitors
 
     def path(self, step: int) -> Path:
         """Where the scores after `step` steps are."""
@@ -70,7 +78,7 @@ class Evaluation:
     def run(self, progress: Progress) -> bool:
         """Score the model now unless that was done before; return False when asked to stop meanwhile."""
         tasks = self._config.eval.tasks
-        is_done = self._engine.any_rank(self._engine.world.rank == 0 and self.path(progress.step).exists())
+        is_done = distributed.any_rank(self._engine.world.rank == 0 and self.path(progress.step).exists())
         if not tasks or is_done:
             return True
         assert self._tokenizer.bos_id is not None, "check_tokenizer has seen to it"
@@ -79,7 +87,7 @@ class Evaluation:
         adapter = self._engine.adapter
         began = time.perf_counter()
         results = evaluate(
-            self._engine.deepspeed,
+            self._engine.placement.model,
             encode=self._tokenizer.encode,
             bos_id=self._tokenizer.bos_id,
             tasks=tasks,
@@ -88,7 +96,7 @@ class Evaluation:
             device=self._engine.device,
             rank=self._engine.world.rank,
             world_size=self._engine.world.size,
-            should_stop=lambda: self._stop.any_rank(self._engine.any_rank),
+            should_stop=lambda: self._stop.any_rank(distributed.any_rank),
             progress=self._display.evaluating,
             posterior_samples=draws,
             sampled=partial(adapter.sampled, seed=self._config.run.seed) if draws and adapter is not None else None,
@@ -99,4 +107,5 @@ class Evaluation:
             return False
         if self._engine.world.rank == 0:
             write_result(self._config.run.dir, step=progress.step, tasks=results, seconds=seconds)
+            self._monitors.write_scores(progress.step, results)
         return True

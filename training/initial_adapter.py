@@ -8,7 +8,7 @@ from monteclora import Adapter
 from monteclora.errors import AdapterError
 from monteclora.peft_format import load_weights
 from monteclora.stored_adapter import read_adapter
-from training.engine import from_rank_0, raise_on_all_ranks
+from training.distributed import from_rank_0, raise_on_all_ranks
 from training.model import folder_fingerprint, gathered
 from training.world import World
 

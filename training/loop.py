@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Iterator
-from typing import Any
-
-import torch
+from dataclasses import dataclass
 
 from data_pipeline.errors import PipelineError
-from training.batches import TimedRows, chain_hash, take_step
+from training import distributed
+from training.batches import HASH_SIZE, StepBatch, chain_hash
 from training.config import Config
 from training.display import Display
-from training.engine import Engine, MicroBatch
+from training.engine import Engine, StepResult
 from training.errors import NonFiniteGradients
 from training.evaluation import Evaluation
-from training.flops import flops_per_token, peak_flops
+from training.meter import Meter
+from training.monitors import Monitors
+from training.prefetch import StepBatches
+from training.profiling import Profiler
 from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
+from training.spikes import is_spike, remembered
 from training.stopping import StopRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watchers:
+    """What looks at a run and changes nothing in it."""
+
+    record: RunRecord
+    display: Display
+    meter: Meter
+    monitors: Monitors
+    profiler: Profiler
 
 
 def train(
     engine: Engine,
-    rows: Iterator[Any],
+    batches: StepBatches,
     progress: Progress,
     *,
     config: Config,
-    record: RunRecord,
-    display: Display,
+    watchers: Watchers,
     evaluation: Evaluation,
     saver: Saver,
     stop: StopRequest,
@@ -40,122 +50,155 @@ def train(
     Raises:
         PipelineError: on all ranks, when one of them can't read its data.
         NonFiniteGradients: after train.max_skipped_steps skipped steps in a row.
+        LossSpikes: after train.max_skipped_steps spikes since the same checkpoint.
     """
-    rows_per_rank = config.train.global_batch_rows // engine.world.size
+    record, meter = watchers.record, watchers.meter
     tokens_per_step = config.train.global_batch_rows * config.data.seq_len
-    meter = Meter(engine, config)
+    batches.start()
     while True:
         # At the top, so that a run stopped in an evaluation takes it up again; what has been scored is not scored twice.
         if evaluation.is_due(progress.step) and not evaluation.run(progress):
             return saver.stopped(progress)
         if progress.step == config.train.steps:
             return True
-        began = time.perf_counter()
-        batch, hash_sum, waited, problem = try_step(rows, rows_per_rank, config.train.micro_batch_rows)
-        hash_total, longest_wait = agree(engine, hash_sum, waited, problem)
-        meter.data_seconds += longest_wait
-        result = engine.step(batch, progress.step)
+        meter.begin_step()
+        batch, shared = take_batch(batches, engine, wants_profile=watchers.profiler.wants())
+        watchers.profiler.step_began(progress.step, is_asked=shared.wants_profile)
+        result = engine.step(batch, progress.step, targets=shared.targets)
+        watchers.profiler.step_ended(progress.step)
+        is_stopped = stop.any_rank(distributed.any_rank)
+        progress.seconds += meter.end_step(
+            tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=shared.longest_wait
+        )
 
+        guard = config.train.spike_guard
+        spikes = is_spike(result.loss, progress.recent_losses, deviations=guard, window=config.train.spike_window)
         progress.step += 1
+        if spikes and go_back(engine, progress, batch, result, saver, evaluation, config, watchers):
+            continue
         progress.tokens_seen += tokens_per_step
-        progress.data_hash = chain_hash(progress.data_hash, hash_total)
+        progress.data_hash = chain_hash(progress.data_hash, shared.row_hash)
         progress.skipped_in_a_row = 0 if result.is_applied else progress.skipped_in_a_row + 1
         progress.skipped_steps += not result.is_applied
-        is_stopped = stop.any_rank(engine.any_rank)
-        progress.seconds += time.perf_counter() - began
-        meter.steps, meter.seconds = meter.steps + 1, meter.seconds + time.perf_counter() - began
+        if guard and result.is_applied and not spikes:
+            progress.recent_losses = remembered(progress.recent_losses, result.loss, config.train.spike_window)
 
         is_last = progress.step == config.train.steps
-        display.step(progress.step, result.loss, meter.tokens_per_second)
+        watchers.display.step(progress.step, result.loss, meter.tokens_per_second, meter.mfu)
         if progress.step % config.train.log_every_steps == 0 or is_last or not result.is_applied:
-            meter.stall_seconds = saver.take_stall_seconds()
-            record.log_metrics(meter.line(progress, result))
+            line = meter.line(progress, result, stall_seconds=saver.take_stall_seconds())
+            record.log_metrics(line)
+            watchers.monitors.write(line)
             record.update(**progress.as_dict())
             meter.reset()
+        if not result.is_applied:
+            report(engine, batch, "skipped", progress.step, result, watchers)
         if progress.skipped_in_a_row >= config.train.max_skipped_steps:
-            # Not saved: the weights have blown up, and must not push out good checkpoints.
-            raise NonFiniteGradients(
-                f"gradients were not finite for {progress.skipped_in_a_row} steps in a row, up to step {progress.step}; "
-                "start a new run (another run.dir) with a lower optim.lr, or look at the data of these steps"
-            )
+            give_up(progress, saver, config)
         if is_stopped:
             return saver.stopped(progress)
         if is_last or (progress.step % config.checkpoint.every_steps == 0 and result.is_applied):
+            progress.rewinds_in_a_row = 0
             saver.save(progress)
 
 
-def try_step(
-    rows: Iterator[Any], num_rows: int, micro_batch_rows: int
-) -> tuple[list[MicroBatch], int, float, str | None]:
-    """The next step's micro-batches, their hash, the seconds they were waited for, and what is wrong with the data."""
-    timed = TimedRows(rows)
-    try:
-        batches, hash_sum = take_step(timed, num_rows=num_rows, micro_batch_rows=micro_batch_rows)
-    except PipelineError as error:
-        return [], 0, timed.seconds, str(error)
-    return batches, hash_sum, timed.seconds, None
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all ranks know of a step before it begins."""
+
+    row_hash: int
+    targets: int
+    pairs: int
+    wants_profile: bool
+    longest_wait: float
+    """Seconds that the slowest rank waited for its data."""
 
 
-def agree(engine: Engine, hash_sum: int, waited: float, problem: str | None) -> tuple[int, float]:
-    """The sum of all ranks' hashes and the longest of their waits for data (a collective).
+def take_batch(batches: StepBatches, engine: Engine, *, wants_profile: bool) -> tuple[StepBatch, Shared]:
+    """This rank's next step, and what all ranks together have in it (a collective).
 
     Raises:
-        PipelineError: on all ranks, when one of them has a problem; else the others would wait for it in the step.
+        PipelineError: on all ranks, when one of them has none; else the others would wait for it in the step.
     """
+    batch, problem = None, None
+    try:
+        batch = batches.take()
+    except PipelineError as error:
+        problem = str(error)
+    counts = [0, 0, 0] if batch is None else [batch.row_hash, batch.num_targets, batch.pairs]
     waits = [0.0] * engine.world.size
-    waits[engine.world.rank] = waited
-    hash_total, num_problems, *waits = engine.sum_over_ranks([hash_sum, problem is not None, *waits])
+    waits[engine.world.rank] = batches.waited_seconds
+    values = [*counts, problem is not None, wants_profile, *waits]
+    row_hash, targets, pairs, num_problems, profiles, *waits = distributed.sum_over_ranks(values)
     if num_problems:
         raise PipelineError(next(text for text in engine.gather(problem) if text is not None))
-    return int(hash_total), max(waits)
+    assert batch is not None
+    return batch, Shared(
+        row_hash=int(row_hash) % HASH_SIZE, targets=int(targets), pairs=int(pairs), wants_profile=profiles > 0,
+        longest_wait=max(waits),
+    )  # fmt: skip
 
 
-class Meter:
-    """What happened since the last line of metrics.jsonl."""
+def go_back(
+    engine: Engine,
+    progress: Progress,
+    batch: StepBatch,
+    result: StepResult,
+    saver: Saver,
+    evaluation: Evaluation,
+    config: Config,
+    watchers: Watchers,
+) -> bool:
+    """After a loss spike, put the model back to its last checkpoint, to go on with the data that follows (a collective).
 
-    def __init__(self, engine: Engine, config: Config) -> None:
-        self._device = engine.device
-        self._tokens_per_step = config.train.global_batch_rows * config.data.seq_len
-        forwards, backwards = config.hidden_key.passes()
-        self._flops = flops_per_token(
-            engine.num_parameters, engine.model.config, config.data.seq_len, forwards=forwards, backwards=backwards
+    Returns:
+        False where there is no checkpoint yet; the run then goes on.
+
+    Raises:
+        LossSpikes: it has gone back to the same checkpoint too often.
+    """
+    step, skipped = progress.step, progress.skipped_steps
+    rewinds, in_a_row, seconds = progress.rewinds + 1, progress.rewinds_in_a_row + 1, progress.seconds
+    if in_a_row > config.train.max_skipped_steps:
+        raise NonFiniteGradients(
+            f"the loss spiked {in_a_row} times since the checkpoint of the same step, last at step {step} with "
+            f"{result.loss:.3f}; start a new run (another run.dir) with a lower optim.lr, or with a larger train.spike_guard"
         )
-        peak = peak_flops(engine.device)
-        self._peak = peak * engine.world.size if peak else None
-        self.reset()
-
-    def reset(self) -> None:
-        """Start anew."""
-        self.steps = 0
-        self.seconds = self.data_seconds = self.stall_seconds = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Input tokens per second of all ranks together."""
-        return self.steps * self._tokens_per_step / self.seconds if self.seconds else 0.0
-
-    def line(self, progress: Progress, result: Any) -> dict[str, Any]:
-        """A line of metrics.jsonl; seconds are sums since the last line, those of data of each step's slowest rank."""
-        return {
-            "step": progress.step,
-            "tokens_seen": progress.tokens_seen,
-            "loss": result.loss,
-            "lr": result.lr,
-            "grad_norm": result.grad_norm,
-            "penalty": result.penalty,
-            "compensation": result.compensation,
-            "tokens_per_second": self.tokens_per_second,
-            "mfu": self.tokens_per_second * self._flops / self._peak if self._peak else None,
-            "peak_memory_bytes": peak_memory_bytes(self._device),
-            "skipped_steps": progress.skipped_steps,
-            "data_seconds": self.data_seconds,
-            "stall_seconds": self.stall_seconds,
-            "data_hash": progress.data_hash,
-        }
+    report(engine, batch, "spike", step, result, watchers)
+    if not saver.rewind(progress):
+        watchers.display.say(f"the loss spiked to {result.loss:.3f} at step {step}; there is no checkpoint to go back to")
+        return False
+    progress.rewinds, progress.rewinds_in_a_row, progress.seconds = rewinds, in_a_row, seconds
+    progress.skipped_steps = skipped
+    watchers.display.say(f"the loss spiked to {result.loss:.3f} at step {step}: back to step {progress.step}, with other data")
+    watchers.record.cut_metrics(progress.step)
+    evaluation.drop_after(progress.step)
+    watchers.record.update(**progress.as_dict())
+    watchers.meter.reset()
+    return True
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this rank has held: of its GPU, or the process's resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def give_up(progress: Progress, saver: Saver, config: Config) -> None:
+    """End the run after too many skipped steps in a row, with a checkpoint (a collective).
+
+    Raises:
+        NonFiniteGradients: always.
+    """
+    skipped = progress.skipped_in_a_row
+    # A start from this checkpoint may try as often again. It pushes out no other: what led here may be in the weights.
+    progress.skipped_in_a_row = 0
+    saver.save(progress, keep_all=True)
+    raise NonFiniteGradients(
+        f"loss or gradients were not finite for {skipped} steps in a row, up to step {progress.step}, and none of them has "
+        f"changed the weights; their documents are in {config.run.dir / 'anomalies.jsonl'}, the state is in "
+        f"{saver.root / str(progress.step)}. Look at the data, or go back: remove that checkpoint and start with a lower "
+        "optim.lr in another run.dir"
+    )
+
+
+def report(engine: Engine, batch: StepBatch, kind: str, step: int, result: StepResult, watchers: Watchers) -> None:
+    """Write what was not as it should be, with the step's documents on all ranks, to anomalies.jsonl (a collective)."""
+    documents = [document for of_rank in engine.gather(batch.documents) for document in of_rank]
+    watchers.record.log_anomaly(
+        {"step": step, "kind": kind, "loss": result.loss, "grad_norm": result.grad_norm}, documents
+    )

@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             return run(command, command.world, stop, on_exit)
     except USER_ERRORS as error:
         tell(error, command.world)
-        if engine := sys.modules.get("training.engine"):
-            engine.leave_distributed()
+        if distributed := sys.modules.get("training.distributed"):
+            distributed.leave_distributed()
         return EXIT_WRONG_CONFIGURATION
 
 
@@ -72,33 +72,60 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from data_pipeline import load_tokenizer
     from monteclora import attach_adapter, attach_hidden_key
     from monteclora.merge import check_mergeable
-    from training.data import open_data
+    from training import placements
+    from training.agreement import refuse_disagreement
+    from training.attention import attention_for
+    from training.data import length_of_epoch, open_data
     from training.display import Display
-    from training.engine import Engine, complete_ds_config, from_rank_0, init_distributed
+    from training.distributed import from_rank_0, init_distributed
+    from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
+    from training.fitting import check_fits, recomputed_layers
     from training.initial_adapter import load_adapter
-    from training.loop import train
-    from training.model import build_model, count_parameters, folder_fingerprint
+    from training.length import resolve
+    from training.loop import Watchers, train
+    from training.meter import Meter
+    from training.model import base_fingerprint, build_model, count_parameters, folder_fingerprint
+    from training.monitors import Monitors
+    from training.prefetch import StepBatches
+    from training.profiling import Profiler
     from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
+    from training.sequence_parallel import SequenceGroup, use_shared_rows
+    from training.shape import from_hugging_face
 
-    config = command.config
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_engine)
-    check_inputs(tokenizer, config)
-    log = open_log(config.run.dir, world.rank)
-    record = RunRecord(config.run.dir, world)
-    display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
-    display.say(f"starting {world.size} rank(s), {method(config)}, in {config.run.dir}")
-    init_distributed(world, display.say)
+    tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
+    check_inputs(tokenizer, command.config)
+    log = open_log(command.config.run.dir, world.rank)
+    record = RunRecord(command.config.run.dir, world)
+    display = Display(
+        label=command.config.run.dir.name, steps=command.config.train.steps, is_shown=world.rank == 0
+    )
+    display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
+    device = init_distributed(world)
+    refuse_disagreement(command.config, command.ds_config, world)
     if not from_rank_0(record.lock, world):
-        raise ConfigError([f'run.dir = "{config.run.dir}": another start of this run is going on'])
-    ds_config = complete_ds_config(command.ds_config, config, world)
+        raise ConfigError([f'run.dir = "{command.config.run.dir}": another start of this run is going on'])
+    ds_config = placements.prepare(command.config, command.ds_config, world, display.say)
 
-    stream = open_data(config, world, display.preparing)
+    stream = open_data(command.config, world, display.preparing)
     on_exit.enter_context(stream)
-    model = build_model(config.model, precision=config.train.precision, ds_config=ds_config, seed=config.run.seed)
+    epoch = length_of_epoch(command.config, stream, world)
+    config = resolve(command.config, epoch["rows"] if epoch else None)
+    display.expect(config.train.steps)
+    check_fits(config, ds_config, world, device)
+    sharing = config.train.sequence_parallel
+    attention = (
+        use_shared_rows(SequenceGroup(world, sharing)) if sharing > 1 else attention_for(config.hidden_key.build())
+    )
+    recomputed = recomputed_layers(config, ds_config, world, device)
+    model = build_model(
+        config.model, placement=config.train.placement, precision=config.train.precision, ds_config=ds_config,
+        seed=config.run.seed, world=world, device=device, recomputed_layers=recomputed,
+        attention=attention,
+    )  # fmt: skip
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
     if adapter is not None and config.adapter.init_from is not None:
@@ -111,33 +138,45 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     parameters = count_parameters(model)
     facts = {
         "parameters": parameters,
-        "base_fingerprint": from_rank_0(lambda: folder_fingerprint(config.model.base), world),
+        "recomputed_layers": recomputed,
+        "epoch": epoch,
+        "base_fingerprint": base_fingerprint(config.model.base, world),
         "init_fingerprint": from_rank_0(lambda: folder_fingerprint(config.adapter.init_from), world),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "tokenizer_engine": stream.tokenizer.engine,
         "data_fingerprint": stream.fingerprint,
     }
     record.refuse_changes(facts)
-    record.open(config, facts)
+    record.open(command.config, facts, steps=config.train.steps)
     engine = Engine(model, adapter, config, ds_config, world, hidden_key=hidden_key)
 
+    batches = StepBatches(stream, config, rank=world.rank)
+    on_exit.enter_context(batches)
     progress = Progress()
-    saver = Saver(engine, stream, config, record, display)
-    evaluation = Evaluation(engine, tokenizer, config, display, stop)
+    saver = Saver(engine, batches, config, record, display)
     if saver.resume(progress):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
+    monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say)
+    on_exit.callback(monitors.close)
+    evaluation = Evaluation(engine, tokenizer, config, display, stop, monitors)
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
     record.update(**progress.as_dict(), data=saver.data_counts())
     display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
+    watchers = Watchers(
+        record=record, display=display, monitors=monitors,
+        meter=Meter(
+            config, from_hugging_face(model.config.to_dict()), engine.phases,
+            device=device, world_size=world.size, recomputed_layers=recomputed,
+        ),
+        profiler=Profiler(config.run.dir, config.monitor, world.rank),
+    )  # fmt: skip
 
     try:
         with display:
             is_done = train(
-                # Workers start to make rows here, and a first evaluation gives them time.
-                engine, iter(stream), progress, config=config, record=record, display=display,
-                evaluation=evaluation, saver=saver, stop=stop,
-            )  # fmt: skip
+                engine, batches, progress, config=config, watchers=watchers, evaluation=evaluation, saver=saver, stop=stop
+            )
         if is_done and config.checkpoint.export:
             write = export_merged if config.checkpoint.export_merged else export
             display.say(f"exported to {write(engine, tokenizer, config)}")

@@ -1,4 +1,4 @@
-"""The LLaMA to train: loaded and sharded from a base, or with random weights from an architecture."""
+"""The LLaMA to train: from a base, or with random weights from an architecture."""
 
 from __future__ import annotations
 
@@ -7,41 +7,87 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.integrations import HfDeepSpeedConfig
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from training.attention import ATTENTION
 from training.config import ArchitectureConfig, ModelConfig, looks_like_path
+from training.distributed import gather, raise_on_all_ranks
 from training.errors import ModelError
+from training.files import sha256
+from training.loading import load_base, partitioned, replicated
+from training.world import World
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build_model(config: ModelConfig, *, precision: str, ds_config: dict[str, Any], seed: int) -> PreTrainedModel:
-    """Return the model in the given precision; a base is partitioned over the ranks while it loads.
+def build_model(
+    config: ModelConfig,
+    *,
+    placement: str,
+    precision: str,
+    ds_config: dict[str, Any],
+    seed: int,
+    world: World,
+    device: torch.device,
+    attention: str = ATTENTION,
+    recomputed_layers: int = 0,
+) -> PreTrainedModel:
+    """Return the model in the given precision (a collective).
 
-    `ds_config` is the complete DeepSpeed configuration; torch.distributed must be initialised. Random weights depend
-    on `seed` only, not on the world size.
+    A base is loaded to where `placement` wants it: partitioned over the ranks for ZeRO-3, whole on `device` when it is
+    replicated. Random weights are on the CPU, and depend on `seed` only, not on the world size.
+
+    Args:
+        config: what to load, or the architecture.
+        placement: `train.placement`.
+        precision: of the parameters; buffers keep what transformers computes them in.
+        ds_config: the complete DeepSpeed configuration; not used by a replicated placement.
+        seed: of random weights.
+        world: whose process group must be initialised.
+        device: of this rank.
+        attention: name of an attention implementation known to transformers (training.attention.attention_for).
+        recomputed_layers: decoder layers, the first ones, whose activations are recomputed in backward.
+
+    Raises:
+        ModelError: on all ranks, when one of them can't load the base or has a device that lacks the precision.
     """
-    dtype = DTYPES[precision]
-    if config.base is None:
-        model = random_model(config.architecture, dtype=dtype, seed=seed)
-    else:
-        model = load_base(config.base, dtype=dtype, ds_config=ds_config)
+    model, problem = None, None
+    try:
+        check_precision(precision, device)
+        dtype = DTYPES[precision]
+        if config.base is None:
+            model = random_model(config.architecture, dtype=dtype, seed=seed, attention=attention)
+        else:
+            place = replicated(dtype, device) if placement == "replicated" else partitioned(dtype, ds_config)
+            model = load_base(config, dtype=dtype, place=place, device=device, attention=attention)
+    except ModelError as error:
+        problem = error
+    raise_on_all_ranks(problem, ModelError, world)
+    assert model is not None
     model.config.use_cache = False
-    if config.activation_checkpointing:
-        # Non-reentrant: under ZeRO-3 with frozen parameters the reentrant form needs inputs that require gradients.
-        # transformers 5 renamed the method on the way.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    recompute(model, recomputed_layers)
     return model
 
 
-def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) -> LlamaForCausalLM:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse bf16 on a GPU that can only emulate it.
+
+    Raises:
+        ModelError: it does.
+    """
+    if precision != "bf16" or device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    raise ModelError(
+        f'train.precision = "bf16": {torch.cuda.get_device_name(device)} does not compute in bfloat16; use "fp32"'
+    )
+
+
+def random_model(
+    shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int, attention: str = "sdpa"
+) -> LlamaForCausalLM:
     """A LLaMA with random weights, drawn in fp32."""
     llama = LlamaConfig(
         hidden_size=shape.hidden_size,
@@ -52,7 +98,7 @@ def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) ->
         vocab_size=shape.vocab_size,
         max_position_embeddings=shape.max_positions,
         tie_word_embeddings=shape.tie_embeddings,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -63,29 +109,27 @@ def random_model(shape: ArchitectureConfig, *, dtype: torch.dtype, seed: int) ->
     return model
 
 
-def load_base(base: str, *, dtype: torch.dtype, ds_config: dict[str, Any]) -> PreTrainedModel:
-    """Load safetensors weights; every rank keeps its partition only. Remote code and pickles are refused.
-
-    Raises:
-        ModelError: the base is missing, damaged or no causal language model.
-    """
-    local = looks_like_path(base)
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    # transformers partitions while loading as long as this object is alive.
-    sharding = HfDeepSpeedConfig(ds_config)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f'model.base = "{base}": can\'t be loaded: {str(error).strip().splitlines()[0]}') from error
-    finally:
-        del sharding
-        unset_hf_deepspeed_config()
+def recompute(model: PreTrainedModel, num_layers: int) -> None:
+    """Have the first `num_layers` decoder layers recompute their activations in backward, and the others keep theirs."""
+    if num_layers == 0:
+        return
+    # Non-reentrant: under ZeRO-3 with frozen parameters the reentrant form needs inputs that require gradients.
+    # transformers 5 renamed the method on the way.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers[num_layers:]:
+        layer.gradient_checkpointing = False
 
 
 def gathered(parameter: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a parameter is whole, and which keeps on all ranks what rank 0 writes into it (a collective)."""
+    """A context in which a partitioned parameter is whole, and which keeps on all ranks what rank 0 writes into it (a
+    collective). One that is whole anyway keeps what each rank writes.
+    """
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
     context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
     return context
 
@@ -94,11 +138,36 @@ def folder_fingerprint(folder: str | Path | None) -> str | None:
     """SHA-256 over the weight files of a model's or adapter's folder, in name order; None for a hub name and for none."""
     if folder is None or not looks_like_path(str(folder)):
         return None
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return _fingerprint([sha256(path) for path in fingerprinted_files(folder)])
+
+
+def base_fingerprint(folder: str | None, world: World) -> str | None:
+    """The folder_fingerprint, of which each rank reads its share of the files (a collective).
+
+    Raises:
+        ModelError: on all ranks, when one of them can't read its files.
+    """
+    if folder is None or not looks_like_path(folder):
+        return None
+    files, hashes, problem = [], {}, None
+    try:
+        files = fingerprinted_files(folder)
+        hashes = {path.name: sha256(path) for path in files[world.rank :: world.size]}
+    except OSError as error:
+        problem = ModelError(f'model.base = "{folder}": {error.filename} can\'t be read: {error.strerror}')
+    raise_on_all_ranks(problem, ModelError, world)
+    everything = {name: value for part in gather(hashes, world) for name, value in part.items()}
+    return _fingerprint([everything[name] for name in sorted(everything)])
+
+
+def fingerprinted_files(folder: str | Path) -> list[Path]:
+    """The weight files of a folder, by name."""
+    found = sorted(Path(folder).glob("*.safetensors"))
+    return found or sorted(Path(folder).glob("pytorch_model*.bin"))
+
+
+def _fingerprint(hashes: list[str]) -> str:
+    return hashlib.sha256(b"".join(map(bytes.fromhex, hashes))).hexdigest()
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

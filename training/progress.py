@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -20,6 +20,12 @@ class Progress:
     eval_seconds: float = 0.0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last applied steps, for the guard against loss spikes."""
+    rewinds: int = 0
+    """Times that it went back to a checkpoint after a loss spike."""
+    rewinds_in_a_row: int = 0
+    """Of these, without a checkpoint in between."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a manifest."""

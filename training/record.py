@@ -18,14 +18,18 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from training.config import Config, to_dict
 from training.files import read_json, sync_file, write_json
 from training.recipe import ConfigError
 from training.world import World
+
+if TYPE_CHECKING:
+    from data_pipeline.stream.token_stream import RowDocument
 
 log = logging.getLogger("palimpsest")
 
@@ -36,7 +40,12 @@ MAY_CHANGE = (
     "train.micro_batch_rows",
     "train.log_every_steps",
     "train.max_skipped_steps",
+    "train.placement",
+    "train.sequence_parallel",
     "model.activation_checkpointing",
+    "model.compile",
+    "model.kernels",
+    "monitor",
     "checkpoint",
     "eval.batch_rows",
     "data.workers",
@@ -157,8 +166,11 @@ class RunRecord:
             self._lock.close()
             self._lock = None
 
-    def open(self, config: Config, facts: dict[str, Any]) -> None:
-        """Create or continue run.json; `facts` are added to it (parameters, fingerprints...)."""
+    def open(self, config: Config, facts: dict[str, Any], *, steps: int | None = None) -> None:
+        """Create or continue run.json; `facts` are added to it (parameters, fingerprints...).
+
+        `config` is the recipe as written, `steps` the length of the run where that leaves it open.
+        """
         earlier = read_json(self.dir / "run.json") or {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.content = {
@@ -170,7 +182,7 @@ class RunRecord:
             "git": git_state(Path(__file__).resolve().parents[1]),
             "world": {"size": self.world.size, "launcher": self.world.launcher, "local_size": self.world.local_size},
             "step": 0,
-            "steps": config.train.steps,
+            "steps": config.train.steps if steps is None else steps,
             "tokens_seen": 0,
             "seconds": 0.0,
             "eval_seconds": 0.0,
@@ -203,6 +215,18 @@ class RunRecord:
         if self.is_writer:
             with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({key: finite(value) for key, value in line.items()}) + "\n")
+
+    def log_anomaly(self, line: dict[str, Any], documents: Iterable[RowDocument]) -> None:
+        """Append a step that was skipped or undone to anomalies.jsonl, with the documents it was trained on (rank 0)."""
+        if not self.is_writer:
+            return
+        sources = list(self.content["config"]["data"]["sources"])
+        found = [
+            {"source": sources[each.source], "number": each.number, "epoch": each.epoch, "offset": each.offset}
+            for each in documents
+        ]
+        with (self.dir / "anomalies.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**{key: finite(value) for key, value in line.items()}, "documents": found}) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`, and a half-written last one: the resumed run will write them again (rank 0)."""

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.stream.token_stream import TokenStream, merge_states
-from data_pipeline.stream.workers import PrefetchedStream
+from data_pipeline.stream.token_stream import merge_states
 from training import checkpoint
 from training.config import Config
 from training.display import Display
-from training.engine import OPTIMIZER_STATES, Engine, from_rank_0
+from training.distributed import from_rank_0
+from training.engine import Engine
 from training.errors import CheckpointError
+from training.prefetch import StepBatches
 from training.progress import Progress
 from training.record import RunRecord
 
@@ -27,12 +28,12 @@ class Saver:
     def __init__(
         self,
         engine: Engine,
-        stream: TokenStream | PrefetchedStream,
+        batches: StepBatches,
         config: Config,
         record: RunRecord,
         display: Display,
     ) -> None:
-        self._engine, self._stream, self._config = engine, stream, config
+        self._engine, self._batches, self._config = engine, batches, config
         self._record, self._display = record, display
         self._stall_seconds = 0.0
         self._saved_step: int | None = None
@@ -42,8 +43,8 @@ class Saver:
         """Folder of the run's checkpoints."""
         return self._config.run.dir / "checkpoints"
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint of the current step, unless there is one."""
+    def save(self, progress: Progress, *, keep_all: bool = False) -> None:
+        """Write a checkpoint of the current step, unless there is one; older ones than checkpoint.keep are deleted."""
         if self._saved_step == progress.step:
             return
         began = time.perf_counter()
@@ -53,12 +54,11 @@ class Saver:
         engine.barrier()
         folder = checkpoint.unfinished_folder(self.root, progress.step)
         entry = checkpoint.write_shard(folder, engine.local_state(), world.rank, world.size)
-        streams = engine.gather(self._stream.state_dict())
+        streams = self._from_each_stream(self._batches.state_dict())
         files = engine.gather(entry)
         if world.rank == 0:
-            checkpoint.finish(
-                self.root, progress.step, self._manifest(progress, files, streams), self._config.checkpoint.keep
-            )
+            keep = None if keep_all else self._config.checkpoint.keep
+            checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), keep)
         engine.barrier()
         self._stall_seconds += time.perf_counter() - began
         self._saved_step = progress.step
@@ -67,7 +67,11 @@ class Saver:
 
     def data_counts(self) -> dict[str, dict[str, int]]:
         """What all ranks together have left out or cut so far, by source."""
-        return sum_counts(self._engine.gather(self._stream.counts()))
+        return sum_counts(self._from_each_stream(self._batches.counts()))
+
+    def _from_each_stream(self, value: Any) -> list[Any]:
+        """The values of all ranks, or, of ranks that share rows and so have the same stream, of one."""
+        return self._engine.gather(value)[:: self._config.train.sequence_parallel]
 
     def _manifest(
         self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]
@@ -90,6 +94,22 @@ class Saver:
 
     def resume(self, progress: Progress) -> bool:
         """Continue from the newest good checkpoint, if there is one; return whether there was."""
+        found = self._newest()
+        if found is None:
+            return False
+        self._load(found, progress)
+        self._batches.load_state_dict(found.manifest["stream"])
+        return True
+
+    def rewind(self, progress: Progress) -> bool:
+        """Put the model back to the newest good checkpoint, and the data not; return whether there was one."""
+        found = self._newest()
+        if found is None:
+            return False
+        self._load(found, progress)
+        return True
+
+    def _newest(self) -> checkpoint.Checkpoint | None:
         # One rank reads and hashes everything; each then reads its own part.
         found, damages = from_rank_0(lambda: checkpoint.newest_good(self.root), self._engine.world)
         for message in damages:
@@ -98,22 +118,21 @@ class Saver:
             raise CheckpointError(
                 f"{self.root}: every checkpoint is damaged; remove the folder to start over at step 0"
             )
-        if found is None:
-            return False
+        return found
+
+    def _load(self, found: checkpoint.Checkpoint, progress: Progress) -> None:
         engine = self._engine
         theirs, ours = found.manifest.get("base_fingerprint"), self._record.content.get("base_fingerprint")
         if theirs != ours:
             raise CheckpointError(
                 f"{found.path}: was trained from another base ({theirs}) than model.base holds now ({ours})"
             )
-        suffixes = ("", *(f"/{key}" for key in OPTIMIZER_STATES))
-        state = checkpoint.read_state(found, suffixes, engine.shapes(), engine.world.rank, engine.world.size)
+        rank, size = engine.world.rank, engine.world.size
+        state = checkpoint.read_state(found, engine.state_names(), engine.shapes(), rank, size)
         engine.load_local_state(state, found.manifest["optimizer_steps"])
-        self._stream.load_state_dict(found.manifest["stream"])
         for name, value in found.manifest["progress"].items():
             setattr(progress, name, value)
         self._saved_step = progress.step
-        return True
 
     def take_stall_seconds(self) -> float:
         """Seconds that training stood still for saving since the last call."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-from monteclora.config import LoRAConfig, adapted, count_adapter_parameters, is_inside, model_problems
+from monteclora.config import LoRAConfig, MonteCLoRAConfig, adapted, count_adapter_parameters, is_inside, model_problems
 
-_EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Shape:
     head_dim: int
     vocab: int
     is_tied: bool
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(in, out) of every linear layer by full name, the output head included."""
@@ -37,16 +40,23 @@ class Shape:
         blocks = {f"model.layers.{k}.{name}": sizes for k in range(self.layers) for name, sizes in one.items()}
         return {**blocks, "lm_head": (self.hidden, self.vocab)}
 
-    def parameters(self) -> dict[str, int]:
-        """Number of elements of every parameter by full name; tied embeddings count once, as the input's."""
-        sizes = {_EMBEDDING: self.vocab * self.hidden, "model.norm.weight": self.hidden}
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by full name; tied embeddings are there once, as the input's."""
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab, self.hidden), "model.norm.weight": (self.hidden,)}
         for k in range(self.layers):
             for norm in ("input_layernorm", "post_attention_layernorm"):
-                sizes[f"model.layers.{k}.{norm}.weight"] = self.hidden
-        sizes |= {f"{name}.weight": math.prod(sides) for name, sides in self.linears().items()}
+                shapes[f"model.layers.{k}.{norm}.weight"] = (self.hidden,)
+        for name, (width_in, width_out) in self.linears().items():
+            shapes[f"{name}.weight"] = (width_out, width_in)
+            if (".self_attn." in name and self.attention_bias) or (".mlp." in name and self.mlp_bias):
+                shapes[f"{name}.bias"] = (width_out,)
         if self.is_tied:
-            del sizes["lm_head.weight"]
-        return sizes
+            del shapes["lm_head.weight"]
+        return shapes
+
+    def parameters(self) -> dict[str, int]:
+        """Number of elements of every parameter by full name; tied embeddings count once, as the input's."""
+        return {name: math.prod(shape) for name, shape in self.tensors().items()}
 
     def num_parameters(self) -> int:
         """Elements of all parameters together."""
@@ -64,6 +74,7 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
         hidden=hidden, intermediate=found["intermediate_size"], layers=found["num_hidden_layers"], heads=heads,
         kv_heads=found.get("num_key_value_heads") or heads, head_dim=found.get("head_dim") or hidden // heads,
         vocab=found["vocab_size"], is_tied=bool(found.get("tie_word_embeddings")),
+        attention_bias=bool(found.get("attention_bias")), mlp_bias=bool(found.get("mlp_bias")),
     )  # fmt: skip
 
 
@@ -78,7 +89,7 @@ def saved_parameters(shape: Shape, config: LoRAConfig) -> dict[str, int]:
     sizes = shape.parameters()
     saved = {name: size for name, size in sizes.items() if is_inside(name.rpartition(".")[0], config.modules_to_save)}
     if shape.is_tied and is_inside("lm_head", config.modules_to_save):
-        saved[_EMBEDDING] = sizes[_EMBEDDING]
+        saved[EMBEDDING] = sizes[EMBEDDING]
     return saved
 
 
@@ -86,6 +97,24 @@ def count_trained(shape: Shape, config: LoRAConfig) -> tuple[int, int]:
     """Numbers of parameters that an adapter adds to the model, and that train: those and `modules_to_save`."""
     added = count_adapter_parameters(adapted_linears(shape, config), config)
     return added, added + sum(saved_parameters(shape, config).values())
+
+
+def trained_names(shape: Shape, config: LoRAConfig | None) -> list[str]:
+    """Full names of the parameters that train: an adapter's and those of `modules_to_save`, or without one all."""
+    if config is None:
+        return list(shape.parameters())
+    linears = adapted_linears(shape, config)
+    names = [f"{name}.{own}" for name in linears for own in ("lora_A", "lora_B")]
+    if isinstance(config, MonteCLoRAConfig):
+        # A posterior belongs to the decoder layer, that of the output head to the model itself.
+        blocks = {name.rpartition("self_attn.")[0] or name.rpartition("mlp.")[0]: None for name in linears}
+        names += [f"{block}monteclora.{own}" for block in blocks for own in ("log_std", "log_concentration")]
+    return [*names, *saved_parameters(shape, config)]
+
+
+def unmatched(patterns: Collection[str], names: Collection[str]) -> list[str]:
+    """The patterns of full names that match none."""
+    return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 def adapter_problems(config: LoRAConfig, shape: Shape) -> Iterator[tuple[str, str]]:
@@ -96,7 +125,7 @@ def adapter_problems(config: LoRAConfig, shape: Shape) -> Iterator[tuple[str, st
         ".".join(parts[: end + 1]): None for parts in (name.split(".") for name in inside) for end in range(len(parts))
     }
     yield from model_problems(config, linears, modules)
-    if shape.is_tied and "lm_head" in adapted(linears, config) and saved_parameters(shape, config).get(_EMBEDDING):
+    if shape.is_tied and "lm_head" in adapted(linears, config) and saved_parameters(shape, config).get(EMBEDDING):
         yield (
             "modules_to_save",
             "train the embeddings in full, whose weight lm_head shares, and targets freeze it; take one out",

@@ -38,10 +38,14 @@ class World:
     launcher: str
     """deepspeed/torchrun, mpirun, srun or none."""
 
-    def lanes(self, num_lanes: int) -> range:
-        """The contiguous range of data lanes that this rank owns; num_lanes is divisible by the world size."""
-        share = num_lanes // self.size
-        return range(self.rank * share, (self.rank + 1) * share)
+    def lanes(self, num_lanes: int, sequence_parallel: int = 1) -> range:
+        """The contiguous range of data lanes whose rows this rank trains on, alone or with the others of its group.
+
+        A group is `sequence_parallel` consecutive ranks; num_lanes is divisible by the number of groups.
+        """
+        share = num_lanes * sequence_parallel // self.size
+        first = self.rank // sequence_parallel * share
+        return range(first, first + share)
 
     def export(self, environment: MutableMapping[str, str]) -> None:
         """Set the variables that torch.distributed and DeepSpeed read (all five, or DeepSpeed looks for MPI)."""

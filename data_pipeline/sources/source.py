@@ -90,6 +90,12 @@ class Source:
         assert start < stop <= start - within + shard.num_documents, "documents of one shard"
         return shard.records(within, within + stop - start, decoded)
 
+    def extent_bytes(self, start: int, stop: int) -> int:
+        """Bytes on disk of the extents that hold the documents [start, stop), which lie in one shard."""
+        shard, within = self._locate(start)
+        first, last = shard.extent_of(within), shard.extent_of(within + stop - start - 1)
+        return int(shard.index.extents["length"][first : last + 1].sum(dtype=np.int64))
+
     def where(self, number: int) -> str:
         """Where a document is, for messages: "data/a.jsonl, line 17 (byte 2048)". May have to read the file up to there."""
         shard, within = self._locate(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline import TokenStream
+from data_pipeline.stream.token_stream import Row
 from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
-from training.batches import chain_hash, take_step
+from training import placements
+from training.attention import attention_for
+from training.batches import HASH_SIZE, chain_hash, row_hash
 from training.checkpoint import write_shard
 from training.config import Config
 from training.display import Display
+from training.distributed import device_of, init_distributed
 from training.ds_json import read_ds_config
-from training.engine import Engine, MicroBatch, complete_ds_config, init_distributed
+from training.engine import Engine
+from training.fitting import recomputed_layers
+from training.loop import take_batch
 from training.loss import IGNORE, summed_cross_entropy
 from training.model import build_model
+from training.prefetch import StepBatches
 from training.randomness import micro_batch_seed
 from training.recipe import load_config
 from training.record import RunRecord
@@ -49,15 +57,19 @@ class Run:
         assert not problems
         if threshold is not None:
             ds_json["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
-        ds_config = complete_ds_config(ds_json, self.config, world)
+        ds_config = placements.prepare(self.config, ds_json, world)
         seed, num_lanes = self.config.run.seed, self.config.train.global_batch_rows
-        model = build_model(self.config.model, precision=self.config.train.precision, ds_config=ds_config, seed=seed)
+        model = build_model(
+            self.config.model, placement=self.config.train.placement, precision=self.config.train.precision,
+            ds_config=ds_config, seed=seed, world=world, device=device_of(world), attention=attention_for(self.config.hidden_key.build()),
+            recomputed_layers=recomputed_layers(self.config, ds_config, world, device_of(world)),
+        )  # fmt: skip
         if is_reentrant:
             enable_reentrant_checkpointing(model)
         adapter, hidden_key = attach(model, self.config)
         self.engine = Engine(model, adapter, self.config, ds_config, world, hidden_key=hidden_key)
-        self.stream = TokenStream(self.config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=seed)
-        self.rows = iter(self.stream)
+        stream = TokenStream(self.config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=seed)
+        self.batches = StepBatches(stream, self.config)
         self.hash = ""
 
     def train(self, first: int, last: int) -> list[list[Any]]:
@@ -69,15 +81,14 @@ class Run:
         return results
 
     def step(self, step: int) -> Any:
-        rows = self.config.train.global_batch_rows // self.engine.world.size
-        batch, hash_sum = take_step(self.rows, num_rows=rows, micro_batch_rows=self.config.train.micro_batch_rows)
-        result = self.engine.step(batch, step)
-        self.hash = chain_hash(self.hash, int(self.engine.sum_over_ranks([hash_sum])[0]))
+        batch, shared = take_batch(self.batches, self.engine, wants_profile=False)
+        result = self.engine.step(batch, step, targets=shared.targets)
+        self.hash = chain_hash(self.hash, shared.row_hash)
         return result
 
     def saver(self) -> Saver:
         record = RunRecord(self.config.run.dir, self.engine.world)
-        return Saver(self.engine, self.stream, self.config, record, Display(label="test", steps=1, is_shown=False))
+        return Saver(self.engine, self.batches, self.config, record, Display(label="test", steps=1, is_shown=False))
 
 
 def attach(model: Any, config: Config) -> tuple[Adapter | None, HiddenKey | None]:
@@ -159,6 +170,21 @@ def last_draw(adapter: Adapter | None) -> list[float]:
     return [] if draw is None else draw.pi.flatten().tolist()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some rows of a step as tensors (rows, seq_len)."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    first_lane: int
+
+    @staticmethod
+    def of(rows: list[Row]) -> Rows:
+        tensors = {k: torch.tensor([getattr(row, k).tolist() for row in rows]) for k in ("input_ids", "labels", "position_ids")}
+        return Rows(first_lane=rows[0].lane, **tensors)
+
+
 class Plain:
     """The same training in ordinary PyTorch on one process: no DeepSpeed, no engine, no adapter's own groups."""
 
@@ -187,7 +213,8 @@ class Plain:
         is_cooperative = is_bayesian and step >= config.adapter.start_step
         is_posthoc = is_cooperative and config.adapter.posthoc
         rows, micro_rows = config.train.global_batch_rows, config.train.micro_batch_rows
-        batch, hash_sum = take_step(self.rows, num_rows=rows, micro_batch_rows=micro_rows)
+        taken = [next(self.rows) for _ in range(rows)]
+        batch = [Rows.of(taken[i : i + micro_rows]) for i in range(0, rows, micro_rows)]
         targets = sum(int((micro.labels != IGNORE).sum()) for micro in batch)
         if self.adapter is not None:
             self.adapter.begin_step(step)
@@ -214,7 +241,7 @@ class Plain:
             group["weight_decay"] = config.optim.weight_decay if has_decay else 0.0
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.hash = chain_hash(self.hash, hash_sum)
+        self.hash = chain_hash(self.hash, sum(row_hash(row) for row in taken) % HASH_SIZE)
         has_divergence = self.hidden_key is not None and config.hidden_key.compensation != "none"
         return [
             loss,
@@ -224,13 +251,13 @@ class Plain:
             compensation if has_divergence else None,
         ]
 
-    def losses(self, micro: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
+    def losses(self, micro: Rows, step: int) -> tuple[Tensor, Tensor]:
         """Sums of cross-entropy and compensation over the targets of a micro-batch."""
         settings, is_target = self.config.hidden_key, micro.labels != IGNORE
         if self.hidden_key is None or settings.compensation == "none":
             return summed_cross_entropy(self.logits(micro, step), micro.labels), torch.zeros(())
         if settings.both_branches:
-            doubled = MicroBatch(
+            doubled = Rows(
                 input_ids=torch.cat([micro.input_ids] * 2), labels=torch.cat([micro.labels] * 2),
                 position_ids=torch.cat([micro.position_ids] * 2), first_lane=micro.first_lane,
             )  # fmt: skip
@@ -251,7 +278,7 @@ class Plain:
             divergence = (divergence + F.kl_div(p, q, log_target=True, reduction="sum")) / 2
         return loss, settings.compensation_weight * divergence
 
-    def logits(self, micro: MicroBatch, step: int, branch: int = 0) -> Tensor:
+    def logits(self, micro: Rows, step: int, branch: int = 0) -> Tensor:
         torch.manual_seed(micro_batch_seed(self.config.run.seed, step, micro.first_lane, branch))
         logits: Tensor = self.model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False).logits
         return logits

@@ -27,7 +27,7 @@ CASES = {
     "lora": kind("lora"),
     "monteclora": kind("monteclora"),
     # Every parameter partitioned, none persistent; activations recomputed.
-    "monteclora_partitioned": kind("monteclora", "--model.activation_checkpointing", "true"),
+    "monteclora_partitioned": kind("monteclora", "--model.activation_checkpointing", "full"),
     "lora_dropout": kind("lora", "--adapter.dropout", "0.1", "--train.micro_batch_rows", "4"),
     "none_bf16": kind("none", "--train.precision", "bf16"),
 }

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, ...]] = {
            "--hidden_key.other_dropout", "kept"),
     "no_compensation": ("none", *HIDDEN_KEY, "--hidden_key.compensation", "none", "--hidden_key.key_pattern", "span"),
 }  # fmt: skip
-RECOMPUTED = ("--model.activation_checkpointing", "true")
+RECOMPUTED = ("--model.activation_checkpointing", "full")
 VARIANTS: dict[str, dict[str, Any]] = {
     "partitioned": {"threshold": 0},
     "persistent": {"threshold": 100_000},

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.dist
 LORA = ("--adapter.kind", "lora", "--adapter.rank_pattern", '{"*.mlp.*" = 8}', "--adapter.loraplus_ratio", "4")
 POSTHOC = (
     "--adapter.kind", "monteclora", "--adapter.rank_pattern", '{"*.mlp.*" = 8}', "--adapter.posthoc", "true",
-    "--model.activation_checkpointing", "true", "--hidden_key.enabled", "true", "--eval.posterior_samples", "2",
+    "--model.activation_checkpointing", "full", "--hidden_key.enabled", "true", "--eval.posterior_samples", "2",
     "--checkpoint.export_merged", "true",
 )  # fmt: skip
 

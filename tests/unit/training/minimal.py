@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from training.config import Config
+from training.config import Config, llama_shape
 from training.recipe import ConfigError, load_config
 
 RECIPE = """
@@ -40,8 +42,21 @@ def write_base(folder: Path, **shape: object) -> Path:
     """A folder that looks like a Hugging Face LLaMA from outside."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 256, **shape}))
-    (folder / "model.safetensors").write_bytes(b"")
+    llama = llama_shape(str(folder))
+    write_weights(folder / "model.safetensors", {} if llama is None else llama.tensors())
     return folder
+
+
+def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16", size: int = 2) -> None:
+    """A safetensors file of zeros, which take no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def write_adapter(folder: Path, **settings: object) -> Path:

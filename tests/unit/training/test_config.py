@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -23,12 +26,15 @@ from training.config import (
     Config,
     HiddenKeySection,
     ModelConfig,
+    MonitorConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
     base_shape,
+    is_installed,
     to_dict,
 )
+from training.length import GRAMMAR
 
 AT_LEAST_1 = "must be at least 1"
 NOT_NEGATIVE = "must not be negative"
@@ -64,10 +70,26 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (TrainConfig, {"log_every_steps": 0}, "log_every_steps", AT_LEAST_1),
     (TrainConfig, {"max_skipped_steps": 0}, "max_skipped_steps", AT_LEAST_1),
     (TrainConfig, {"gradient_clipping": -0.1}, "gradient_clipping", "must not be negative (0 switches clipping off)"),
+    (TrainConfig, {"sequence_parallel": 0}, "sequence_parallel", AT_LEAST_1),
+    (TrainConfig, {"tokens": 0}, "tokens", AT_LEAST_1),
+    (TrainConfig, {"epochs": 0.0}, "epochs", "must be greater than 0"),
+    (
+        TrainConfig, {"tokens": 1, "epochs": 1.0}, "epochs",
+        "says how long the run is, and so does tokens; set one of them",
+    ),
+    (TrainConfig, {"spike_guard": -1.0}, "spike_guard", "must not be negative (0 switches the guard off)"),
+    (TrainConfig, {"spike_window": 1}, "spike_window", "must be at least 2: one loss has no deviation"),
     (OptimConfig, {"lr": 0.0}, "lr", "must be greater than 0"),
     (OptimConfig, {"beta1": 1.0}, "beta1", "must be in [0, 1)"),
     (OptimConfig, {"beta2": -0.1}, "beta2", "must be in [0, 1)"),
     (OptimConfig, {"eps": 0.0}, "eps", "must be greater than 0"),
+    *(
+        (
+            OptimConfig, {"lr_ratio": {"*.norm.*": 2.0, "*": ratio}}, "lr_ratio.*",
+            f"is {ratio}; give a positive number, 1 = the learning rate of the others",
+        )
+        for ratio in (0.0, -1.0, math.inf, math.nan)
+    ),
     (OptimConfig, {"weight_decay": -1.0}, "weight_decay", NOT_NEGATIVE),
     (OptimConfig, {"warmup_steps": -1}, "warmup_steps", NOT_NEGATIVE),
     (OptimConfig, {"cooldown_steps": -1}, "cooldown_steps", NOT_NEGATIVE),
@@ -76,8 +98,24 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (OptimConfig, {"schedule": "trapezoid"}, "cooldown_steps", "must be at least 1 with the trapezoid schedule"),
     (
         OptimConfig, {"schedule": "cosine", "cooldown_steps": 5}, "cooldown_steps",
-        "is used by the trapezoid schedule only, not by 'cosine'; remove it",
+        "is used by the schedules trapezoid and inverse_sqrt only, not by 'cosine'; remove it",
     ),
+    (
+        OptimConfig, {"schedule": "linear", "cooldown": "5 %"}, "cooldown",
+        "is used by the schedules trapezoid and inverse_sqrt only, not by 'linear'; remove it",
+    ),
+    (OptimConfig, {"inverse_sqrt_steps": 0}, "inverse_sqrt_steps", AT_LEAST_1),
+    (
+        OptimConfig, {"warmup": "5 %", "warmup_steps": 3}, "warmup", "says the same as warmup_steps; set one of them",
+    ),
+    (
+        OptimConfig, {**TRAPEZOID, "cooldown": "5 %"}, "cooldown", "says the same as cooldown_steps; set one of them",
+    ),
+    (OptimConfig, {"warmup": "5"}, "warmup", f"is no length; {GRAMMAR}"),
+    (OptimConfig, {"schedule": "trapezoid", "cooldown": "5 hours"}, "cooldown", f"is no length; {GRAMMAR}"),
+    (MonitorConfig, {"profile_first_step": -1}, "profile_first_step", NOT_NEGATIVE),
+    (MonitorConfig, {"profile_steps": 0}, "profile_steps", AT_LEAST_1),
+    (MonitorConfig, {"wandb_project": " "}, "wandb_project", "must name a project, or be left out"),
     (CheckpointConfig, {"every_steps": 0}, "every_steps", AT_LEAST_1),
     (CheckpointConfig, {"keep": 0}, "keep", AT_LEAST_1),
     (
@@ -101,6 +139,9 @@ def test_a_value_out_of_range_is_one_problem_with_its_field_and_rule(
         ArchitectureConfig(), ArchitectureConfig(num_kv_heads=1), ArchitectureConfig(hidden_size=2, num_heads=1, num_kv_heads=1),
         TrainConfig(), TrainConfig(steps=1, global_batch_rows=1, micro_batch_rows=1, gradient_clipping=0.0),
         OptimConfig(), OptimConfig(beta1=0.0, beta2=0.0, final_lr_fraction=1.0), OptimConfig(**TRAPEZOID),
+        OptimConfig(schedule="trapezoid", cooldown="0.1 %"), OptimConfig(schedule="inverse_sqrt", inverse_sqrt_steps=1),
+        OptimConfig(schedule="inverse_sqrt", cooldown_steps=3), OptimConfig(warmup="1 epoch"),
+        TrainConfig(tokens=1, spike_guard=0.0, spike_window=2, sequence_parallel=1), TrainConfig(epochs=0.01),
         CheckpointConfig(), CheckpointConfig(every_steps=1, keep=1), ModelConfig(), AdapterConfig(), HiddenKeySection(),
         HiddenKeySection(enabled=True),
     ],
@@ -136,12 +177,65 @@ class TestBaseModel:
         ((field, message),) = ModelConfig(base=str(tmp_path)).problems()
         assert (field, message) == ("base", "the folder has no config.json, so it is not a Hugging Face model")
 
-    def test_pickled_weights_are_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text("{}")
+    def test_pickled_weights_and_code_are_refused_unless_they_are_allowed_by_name(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}')
         (tmp_path / "pytorch_model.bin").write_bytes(b"")
-        ((field, message),) = ModelConfig(base=str(tmp_path)).problems()
-        assert field == "base"
-        assert message == "the folder has no *.safetensors; pickled weights are refused, convert them first"
+        base = str(tmp_path)
+        pickled, code = ModelConfig(base=base).problems()
+        assert pickled == (
+            "base",
+            "the folder has only pickled weights (*.bin), no *.safetensors; convert them, or set "
+            "model.allow_pickled_weights = true if you trust where they come from",
+        )
+        assert code == (
+            "base",
+            "brings Python code of its own (auto_map in its config.json), which would run with your rights; set "
+            "model.allow_remote_code = true if you have read it",
+        )
+        assert list(ModelConfig(base=base, allow_pickled_weights=True).problems()) == [code]
+        assert list(ModelConfig(base=base, allow_remote_code=True).problems()) == [pickled]
+        assert list(ModelConfig(base=base, allow_pickled_weights=True, allow_remote_code=True).problems()) == []
+
+    def test_everything_that_does_not_fit_the_configuration_is_one_problem(self, tmp_path: Path) -> None:
+        base = write_base(tmp_path / "m", **SMALL_LLAMA)
+        assert list(ModelConfig(base=str(base)).problems()) == []
+        wider = json.loads((base / "config.json").read_text()) | {"hidden_size": 32}
+        (base / "config.json").write_text(json.dumps(wider))
+        ((field, message),) = ModelConfig(base=str(base)).problems()
+        first, *lines = message.split("\n    ")
+        assert (field, first) == ("base", "the folder's safetensors can't be used:")
+        assert lines[0] == "lm_head.weight is 40 x 16, and must be 40 x 32"
+        assert lines[-1] == "... and 1 more"
+        assert len(lines) == 21
+
+    def test_damage_is_told_of_every_kind_of_model(self, tmp_path: Path) -> None:
+        base = write_base(tmp_path / "m", model_type="other")
+        (base / "model.safetensors").write_bytes(b"short")
+        ((field, message),) = ModelConfig(base=str(base)).problems()
+        assert (field, message.count("\n")) == ("base", 1)
+        assert message.endswith(
+            "\n    model.safetensors is damaged or no safetensors file: its 5 bytes hold no whole header"
+        )
+
+    @pytest.mark.parametrize("value", ["off", "full", "auto", "1", "4"])
+    def test_layers_to_recompute(self, value: str) -> None:
+        config = ModelConfig(activation_checkpointing=value)
+        assert list(config.problems()) == []
+        assert config.recomputed_layers(4) == {"off": 0, "full": 4, "auto": None, "1": 1, "4": 4}[value]
+
+    @pytest.mark.parametrize("value", ["", "on", "true", "0", "-1", "1.5", "\N{SUPERSCRIPT TWO}"])
+    def test_no_number_of_layers_to_recompute(self, value: str) -> None:
+        assert list(ModelConfig(activation_checkpointing=value).problems()) == [
+            ("activation_checkpointing", 'must be "off", "full", "auto" or a number of layers, at least 1')
+        ]
+
+    def test_more_layers_to_recompute_than_there_are(self, tmp_path: Path) -> None:
+        found = list(ModelConfig(activation_checkpointing="5").problems())
+        assert found == [("activation_checkpointing", "is more than the 4 layers that the model has; use full")]
+        base = write_base(tmp_path / "m", **SMALL_LLAMA)
+        ((_, message),) = ModelConfig(base=str(base), activation_checkpointing="3").problems()
+        assert message == "is more than the 2 layers that the model has; use full"
+        assert list(ModelConfig(base="somebody/a-model", activation_checkpointing="99").problems()) == []
 
     @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"'])
     def test_an_unreadable_shape_is_no_shape(self, tmp_path: Path, text: str) -> None:
@@ -150,6 +244,25 @@ class TestBaseModel:
 
     def test_a_readable_shape(self, tmp_path: Path) -> None:
         assert base_shape(str(write_base(tmp_path / "m", hidden_size=7)))["hidden_size"] == 7  # type: ignore[index]
+
+
+class TestMonitor:
+    def test_weights_and_biases_must_be_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert list(MonitorConfig(wandb_project="p").problems()) == [
+            ("wandb_project", "needs wandb, which is not installed: pip install wandb, or leave the setting out")
+        ]
+        assert list(MonitorConfig().problems()) == []
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="wandb/__init__.py"))
+        assert list(MonitorConfig(wandb_project="p").problems()) == []
+
+    def test_its_folder_of_other_runs_is_not_the_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a_package_nobody_has").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        assert not is_installed("a_package_nobody_has")
+        (tmp_path / "a_package_nobody_has" / "__init__.py").touch()
+        importlib.invalidate_caches()
+        assert is_installed("a_package_nobody_has")
 
 
 class TestAdapter:
@@ -289,7 +402,7 @@ class TestWholeConfig:
         config = minimal_config(tmp_path)
         optim = OptimConfig(schedule="trapezoid", warmup_steps=15, cooldown_steps=6)
         assert self.problems(config, optim=optim) == [
-            ("optim.warmup_steps", "with optim.cooldown_steps exceeds train.steps: 15 + 6 > 20")
+            ("optim.warmup_steps", "and the cooldown are longer than the run: 15 + 6 > 20 steps")
         ]
         assert self.problems(config, optim=dataclasses.replace(optim, cooldown_steps=5)) == []
 
@@ -316,7 +429,7 @@ class TestWholeConfig:
         config = minimal_config(tmp_path)  # 20 steps
         adapter = AdapterConfig(kind="monteclora", start_step=start_step)
         assert self.problems(config, adapter=adapter) == [
-            ("adapter.start_step", "is never reached: train.steps is 20; give a smaller number")
+            ("adapter.start_step", "is never reached: the run has 20 steps; give a smaller number")
         ]
         assert self.problems(config, adapter=dataclasses.replace(adapter, start_step=19)) == []
         assert self.problems(config, adapter=dataclasses.replace(adapter, kind="lora")) == []
@@ -380,6 +493,51 @@ class TestWholeConfig:
         assert self.problems(config, adapter=dataclasses.replace(adapter, rank_pattern={"*": 8})) == []
         write_adapter(tmp_path / "adapter", r=8, rank_pattern={"q_proj": 4})
         assert self.problems(config, adapter=adapter) == []
+
+    @pytest.mark.parametrize("kind", ["lora", "monteclora"])
+    def test_muon_is_for_whole_matrices(self, tmp_path: Path, kind: Any) -> None:
+        config = minimal_config(tmp_path)
+        optim = OptimConfig(kind="muon")
+        assert self.problems(config, optim=optim, adapter=AdapterConfig(kind=kind)) == [
+            (
+                "optim.kind",
+                "muon makes the updates of whole weight matrices orthogonal, and an adapter has none; use adamw or lionw, "
+                "or set adapter.kind to none",
+            )
+        ]
+        assert self.problems(config, optim=optim, adapter=AdapterConfig()) == []
+
+    @pytest.mark.parametrize("setting", ["no_decay", "lr_ratio"])
+    def test_patterns_of_parameters_match_something_that_trains(self, tmp_path: Path, setting: str) -> None:
+        def optim(*patterns: str) -> OptimConfig:
+            return OptimConfig(**{setting: patterns if setting == "no_decay" else dict.fromkeys(patterns, 2.0)})
+
+        def unmatched(pattern: str, one: str) -> tuple[str, str]:
+            return f"optim.{setting}", f"'{pattern}' matches no parameter that trains; one of those is {one}"
+
+        config = minimal_config(tmp_path)
+        write_base(tmp_path / "base", **SMALL_LLAMA)
+        full, lora = AdapterConfig(), AdapterConfig(kind="lora", rank=2, targets=("up_proj",))
+        embedding, first = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.lora_A"
+        fits_both = optim("*.embed_tokens.*", "*.1.*")
+        assert self.problems(config, adapter=full, optim=fits_both) == []
+        assert self.problems(config, adapter=full, optim=optim("lm_head", "*.2.*", "*.lora_A")) == [
+            unmatched(pattern, embedding) for pattern in ("lm_head", "*.2.*", "*.lora_A")
+        ]
+        assert self.problems(config, adapter=lora, optim=fits_both) == [unmatched("*.embed_tokens.*", first)]
+        saved = dataclasses.replace(lora, modules_to_save=("embed_tokens",))
+        assert self.problems(config, adapter=saved, optim=fits_both) == []
+        assert self.problems(config, adapter=lora, optim=optim("*.log_std")) == [unmatched("*.log_std", first)]
+        posterior = dataclasses.replace(lora, kind="monteclora")
+        assert self.problems(config, adapter=posterior, optim=optim("*.log_std")) == []
+        # An adapter out of range has no parameters to compare with, and of other models nothing is known.
+        out_of_range = dataclasses.replace(lora, rank=0)
+        assert [name for name, _ in self.problems(config, adapter=out_of_range, optim=fits_both)] == ["adapter.rank"]
+        write_base(tmp_path / "base", model_type="phi3")
+        assert self.problems(config, adapter=full, optim=optim("lm_head")) == []
+        # Without a base it is the architecture's.
+        model = ModelConfig(architecture=ArchitectureConfig(num_layers=1))
+        assert self.problems(config, adapter=full, model=model, optim=fits_both) == [unmatched("*.1.*", embedding)]
 
     @pytest.mark.parametrize("kind", ["lora", "monteclora"])
     def test_hidden_key_is_the_only_dropout_unless_told_otherwise(self, tmp_path: Path, kind: Any) -> None:

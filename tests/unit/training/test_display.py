@@ -107,6 +107,10 @@ class TestPlainLines:
             time.now += 2
         assert capsys.readouterr().out.splitlines() == [f"base: evaluating {done}/12" for done in (1, 6, 11)]
 
+    def test_the_fraction_of_the_peak_is_shown_where_it_is_known(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Display(label="base", steps=1, is_shown=True).step(1, 2.0, 900.0, 0.4567)
+        assert capsys.readouterr().out == "base: step 1/1  loss 2.000  900 tokens/s  46% MFU\n"
+
     def test_a_loss_that_is_no_number_is_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
         Display(label="base", steps=1, is_shown=True).step(1, float("nan"), 0.0)
         assert "loss nan" in capsys.readouterr().out

@@ -1,77 +1,94 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from training.flops import PEAK_BF16_FLOPS, flops_per_token, peak_flops
-from training.model import count_parameters
+from monteclora import attach_adapter
+from monteclora.config import LoRAConfig, MonteCLoRAConfig
+from tests.unit.training.test_shape import LLAMA_2_7B, SHAPES
+from training.flops import PEAK_BF16_FLOPS, peak_flops, step_flops
+from training.shape import Shape, from_hugging_face
+
+TINY = Shape(hidden=4, intermediate=8, layers=1, heads=2, kv_heads=1, head_dim=2, vocab=10, is_tied=False)
+ADAPTERS: dict[str, LoRAConfig | None] = {
+    "full": None,
+    "lora": LoRAConfig(rank=1),
+    "monteclora": MonteCLoRAConfig(rank=1),
+    "some layers": LoRAConfig(rank=1, targets=("model.layers.1.mlp.*",)),
+    "ranks": LoRAConfig(rank=1, rank_pattern={"gate_proj": 5}, targets=("q_proj", "k_proj", "v_proj", "gate_proj")),
+    "attention output and a norm": LoRAConfig(rank=1, targets=("o_proj",), modules_to_save=("model.norm",)),
+    "embedding in full": LoRAConfig(rank=1, targets=("v_proj",), modules_to_save=("embed_tokens",)),
+    "head": LoRAConfig(rank=1, targets=("lm_head",)),
+}
 
 
 def test_by_hand() -> None:
-    # One layer of width 4, feed-forward 8, vocabulary 10, untied, 6 positions.
-    linears = 4 * 4 * 4 + 3 * 4 * 8
-    norms = 3 * 4
-    shape = SimpleNamespace(vocab_size=10, hidden_size=4, num_hidden_layers=1, tie_word_embeddings=False)
-    total = 2 * 10 * 4 + linears + norms
-    in_matmuls = 10 * 4 + linears + norms
-    # A query meets half of 6 keys on average: 3 products of width 4 for the logits, 3 for the values, 2 FLOPs each.
-    attention_forward = 2 * 3 * 4 + 2 * 3 * 4
-    expected = 3 * (2 * in_matmuls + attention_forward)
-    assert flops_per_token({"total": total, "trainable": total}, shape, 6) == expected
+    # q and o are 4 x 4, k and v 4 x 2, three of the feed-forward 4 x 8.
+    linears = 2 * 16 + 2 * 8 + 3 * 32
+    # Two heads of width 2: a product for the logit and one for the value.
+    pair = 2 * 2 * 2 * 2
+    forward = 7 * 2 * linears + 5 * 2 * 40 + 11 * pair
+    assert step_flops(TINY, None, tokens=7, targets=5, pairs=11) == 3 * forward
+    assert step_flops(TINY, None, tokens=7, targets=5, pairs=11, backwards=0) == forward
+    assert step_flops(TINY, None, tokens=7, targets=5, pairs=11, forwards=2, backwards=2) == 6 * forward
 
 
-def test_frozen_weights_have_no_gradient_of_their_own() -> None:
-    shape = SimpleNamespace(vocab_size=10, hidden_size=4, num_hidden_layers=1, tie_word_embeddings=True)
-    frozen = flops_per_token({"total": 1000, "trainable": 0}, shape, 0)
-    adapter = flops_per_token({"total": 1000, "trainable": 50}, shape, 0)
-    full = flops_per_token({"total": 1000, "trainable": 1000}, shape, 0)
-    assert (frozen, adapter, full) == (4000, 4100, 6000)
+def test_lora_on_llama_2_7b_is_what_the_formula_says() -> None:
+    # Per token: 4 per frozen weight, 6 per adapter weight, attention 6 L s d causal (d the width, s = 4096).
+    tokens, seq_len, rank = 4096, 4096, 32
+    adapter_weights = 32 * rank * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    linears = LLAMA_2_7B.num_parameters() - 2 * 32000 * 4096 - 65 * 4096 + 32000 * 4096
+    formula = 4 * linears + 6 * adapter_weights + 6 * 32 * seq_len * 4096
+    adapter = LoRAConfig(rank=rank)
+    ours = step_flops(LLAMA_2_7B, adapter, tokens=tokens, targets=tokens, pairs=tokens * seq_len / 2)
+    # The embedding doesn't train, so the first q, k and v need no gradient of their input.
+    first = 3 * 2 * 4096 * 4096 + 3 * 2 * rank * 4096
+    assert ours == (formula - first) * tokens
 
 
-def test_passes_add_up() -> None:
-    parameters = {"total": 1000, "trainable": 50}
-    shape = SimpleNamespace(vocab_size=10, hidden_size=4, num_hidden_layers=3, tie_word_embeddings=True)
-    one = flops_per_token(parameters, shape, 6)
-    # 2 per weight; a query meets half of 6 keys: 3 products of width 4 for the logits, 3 for the values, per layer.
-    forward = 2000 + 3 * (2 * 3 * 4 + 2 * 3 * 4)
-    assert flops_per_token(parameters, shape, 6, forwards=2) == one + forward
-    assert flops_per_token(parameters, shape, 6, forwards=2, backwards=2) == 2 * one
+def product(total: Any, a: Any, b: Any, **kwargs: Any) -> int:
+    """FLOPs of a product [n, k] x [k, m]."""
+    return int(2 * a[0] * a[1] * b[1])
 
 
-@pytest.mark.parametrize("is_tied", [False, True])
-@pytest.mark.parametrize(("layers", "seq_len"), [(1, 16), (3, 24)])
-def test_it_is_what_torch_counts_of_a_real_model(is_tied: bool, layers: int, seq_len: int) -> None:
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
-        vocab_size=64, max_position_embeddings=64, tie_word_embeddings=is_tied, attn_implementation="eager",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    rows = 2
-    with FlopCounterMode(display=False) as counter:
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_it_is_what_torch_counts_of_a_real_model(shape: str, name: str) -> None:
+    sizes, adapter = SHAPES[shape], ADAPTERS[name]
+    ours = from_hugging_face(sizes.to_dict())
+    model = LlamaForCausalLM._from_config(sizes, attn_implementation="eager")
+    if adapter is not None:
+        attach_adapter(model, adapter)
+    rows, seq_len = 2, 24
+    # It knows addmm, but not the form in place.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product}) as counter:
         model(input_ids=torch.zeros(rows, seq_len, dtype=torch.long), use_cache=False).logits.sum().backward()
-    ours = flops_per_token(count_parameters(model), config, seq_len) * rows * seq_len
-    # Ours counts causal attention, half of what the plain implementation computes, and 6 per weight of a norm.
-    other_half_of_attention = 6 * layers * config.hidden_size * seq_len * rows * seq_len
-    norms = 6 * (2 * layers + 1) * config.hidden_size * rows * seq_len
-    assert counter.get_total_flops() == ours + other_half_of_attention - norms
+    tokens = rows * seq_len
+    # Eager attention computes every pair of a row, also those that the mask then removes.
+    assert counter.get_total_flops() == step_flops(ours, adapter, tokens=tokens, targets=tokens, pairs=tokens * seq_len)
 
 
-def test_a_cpu_has_no_known_peak() -> None:
-    assert peak_flops(torch.device("cpu")) is None
+def test_a_frozen_start_costs_no_backward() -> None:
+    last = LoRAConfig(rank=1, targets=("model.layers.31.mlp.down_proj",))
+    forward = step_flops(LLAMA_2_7B, last, tokens=100, targets=0, pairs=5050, backwards=0)
+    whole = step_flops(LLAMA_2_7B, last, tokens=100, targets=0, pairs=5050)
+    # A and B, and the gradient between them; nothing of the frozen weights before.
+    assert whole - forward == 100 * 2 * (11008 + 4096 + 4096)
 
 
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
-        ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA B200", 2250e12), ("GeForce GTX 1080", None),
+        ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12), ("NVIDIA GH200 480GB", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA B200", 2250e12), ("NVIDIA L40S", 362e12), ("AMD Instinct MI300X", 1307e12),
+        ("GeForce GTX 1080", None), ("NVIDIA RTX A1000", None), ("cpu", None),
     ],
 )  # fmt: skip
-def test_peaks_by_the_devices_name(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda", 0)) == peak
+def test_peaks_by_the_devices_name(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
     assert all(value > 1e14 for value in PEAK_BF16_FLOPS.values())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,64 +7,63 @@ import pytest
 
 from data_pipeline.errors import PipelineError
 from tests.unit.training.test_batches import row
-from training.batches import HASH_SIZE, row_hash
-from training.loop import agree, try_step
+from training import distributed
+from training.batches import HASH_SIZE, StepBatch, row_hash, take_step
+from training.loop import Shared, take_batch
 
 
-class OtherRanks:
-    """Stands for an engine on rank `rank`, with what the other ranks bring to a sum and to a gathering."""
+class OneStep:
+    """Stands for StepBatches with one step, or with a problem."""
 
-    def __init__(self, rank: int, sums: list[list[float]], gathered: list[Any] | None = None) -> None:
-        self.world = SimpleNamespace(rank=rank, size=len(sums) + 1)
-        self._sums, self._gathered = sums, gathered
+    def __init__(self, batch: StepBatch | PipelineError, waited_seconds: float = 0.0) -> None:
+        self._batch, self.waited_seconds = batch, waited_seconds
 
-    def sum_over_ranks(self, values: list[float]) -> list[float]:
-        assert all(len(other) == len(values) for other in self._sums)
-        return [float(sum(column)) for column in zip(values, *self._sums, strict=True)]
-
-    def gather(self, value: Any) -> list[Any]:
-        assert self._gathered is not None, "only asked for when a rank has a problem"
-        self._gathered.insert(self.world.rank, value)
-        return self._gathered
+    def take(self) -> StepBatch:
+        if isinstance(self._batch, PipelineError):
+            raise self._batch
+        return self._batch
 
 
-class TestAgreeing:
-    def test_hashes_are_summed_and_the_slowest_rank_counts(self) -> None:
-        engine: Any = OtherRanks(1, [[HASH_SIZE - 1, 0, 0.5, 0, 0], [7, 0, 0, 0, 0.25]])
-        assert agree(engine, 3, 0.125, None) == (HASH_SIZE + 9, 0.5)
+def other_ranks(
+    monkeypatch: pytest.MonkeyPatch, rank: int, sums: list[list[float]], gathered: list[Any] | None = None
+) -> Any:
+    """An engine on rank `rank`, with what the other ranks bring to a sum and to a gathering."""
 
-    def test_a_problem_of_this_rank(self) -> None:
-        engine: Any = OtherRanks(0, [[7, 0, 0, 0.25]], [None])
+    def sum_over_ranks(values: list[float]) -> list[float]:
+        assert all(len(other) == len(values) for other in sums)
+        return [float(sum(column)) for column in zip(values, *sums, strict=True)]
+
+    def gather(value: Any) -> list[Any]:
+        assert gathered is not None, "only asked for when a rank has a problem"
+        return [*gathered[:rank], value, *gathered[rank:]]
+
+    monkeypatch.setattr(distributed, "sum_over_ranks", sum_over_ranks)
+    return SimpleNamespace(world=SimpleNamespace(rank=rank, size=len(sums) + 1), gather=gather)
+
+
+def one_step() -> StepBatch:
+    return take_step(iter([row(0), row(1)]), num_rows=2, micro_batch_rows=2)
+
+
+class TestTakingABatch:
+    def test_counts_are_summed_and_the_slowest_rank_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        others = [[HASH_SIZE - 1, 10, 100, 0, 0, 0.5, 0, 0], [7, 20, 200, 0, 1, 0, 0, 0.25]]
+        engine, batch = other_ranks(monkeypatch, 1, others), one_step()
+        found, shared = take_batch(OneStep(batch, 0.125), engine, wants_profile=False)  # type: ignore[arg-type]
+        assert found is batch
+        assert shared == Shared(
+            row_hash=(row_hash(row(0)) + row_hash(row(1)) + 6) % HASH_SIZE, targets=batch.num_targets + 30,
+            pairs=2 * 21 + 300, wants_profile=True, longest_wait=0.5,
+        )  # fmt: skip
+
+    def test_a_problem_of_this_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = other_ranks(monkeypatch, 0, [[7, 1, 1, 0, 0, 0, 0.25]], [None])
+        batches: Any = OneStep(PipelineError("line 7 is damaged"))
         with pytest.raises(PipelineError, match=r"^line 7 is damaged$"):
-            agree(engine, 0, 0.0, "line 7 is damaged")
+            take_batch(batches, engine, wants_profile=False)
 
-    def test_a_problem_of_another_rank(self) -> None:
-        engine: Any = OtherRanks(0, [[0, 1, 0, 0.25]], ["line 7 is damaged"])
+    def test_a_problem_of_another_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = other_ranks(monkeypatch, 0, [[0, 0, 0, 1, 0, 0, 0.25]], ["line 7 is damaged"])
+        batches: Any = OneStep(one_step())
         with pytest.raises(PipelineError, match=r"^line 7 is damaged$"):
-            agree(engine, 12, 0.0, None)
-
-
-class TestTrying:
-    def test_a_step(self) -> None:
-        rows = [row(lane) for lane in range(4)]
-        batches, hash_sum, waited, problem = try_step(iter(rows), 4, 2)
-        assert [batch.first_lane for batch in batches] == [0, 2]
-        assert hash_sum == sum(map(row_hash, rows)) % HASH_SIZE
-        assert 0 < waited < 1
-        assert problem is None
-
-    def test_a_problem_amid_a_step(self) -> None:
-        def rows() -> Iterator[Any]:
-            yield row(0)
-            raise PipelineError("line 7 is damaged")
-
-        batches, hash_sum, _, problem = try_step(rows(), 4, 2)
-        assert (batches, hash_sum, problem) == ([], 0, "line 7 is damaged")
-
-    def test_a_mistake_in_the_program_is_no_problem_of_the_data(self) -> None:
-        def rows() -> Iterator[Any]:
-            raise KeyError("x")
-            yield
-
-        with pytest.raises(KeyError):
-            try_step(rows(), 1, 1)
+            take_batch(batches, engine, wants_profile=False)

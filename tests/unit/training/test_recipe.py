@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.training.minimal import RECIPE, problems_of, write_adapter, write_base, write_inputs, write_recipe
 from training.config import Config, OptimConfig
+from training.length import resolve
 from training.recipe import ConfigError, all_paths, find_leaf, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,9 +130,12 @@ class TestTypes:
             ("model.base", "3", "model.base = 3 (RECIPE): must be a string, not a whole number"),
             (
                 "optim.schedule", '"cosin"',
-                'optim.schedule = "cosin" (RECIPE): must be one of constant, linear, cosine, trapezoid; did you mean cosine?',
+                'optim.schedule = "cosin" (RECIPE): must be one of constant, linear, cosine, trapezoid, inverse_sqrt; did you mean cosine?',
             ),
-            ("optim.schedule", "1", "optim.schedule = 1 (RECIPE): must be one of constant, linear, cosine, trapezoid"),
+            (
+                "optim.schedule", "1",
+                "optim.schedule = 1 (RECIPE): must be one of constant, linear, cosine, trapezoid, inverse_sqrt",
+            ),
             ("adapter.targets", '"q_proj"', 'adapter.targets = "q_proj" (RECIPE): must be a list of strings'),
             ("adapter.targets", "[1, 2]", "adapter.targets = [1, 2] (RECIPE): must be a list of strings"),
         ],
@@ -322,13 +326,13 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            (("--model.activation-checkpointing",), True), (("--model.activation_checkpointing", "true"), True),
-            (("--model.activation_checkpointing", "False"), False), (("--model.activation_checkpointing=TRUE",), True),
-            (("--model.activation_checkpointing", "--train.steps", "3"), True),
+            (("--model.compile",), True), (("--model.compile", "true"), True), (("--model.compile", "False"), False),
+            (("--model.compile=TRUE",), True), (("--model.compile", "--train.steps", "3"), True),
+            (("--data.token-cache", "--model.compile"), True),
         ],
     )  # fmt: skip
     def test_truth_values(self, recipe: Path, arguments: tuple[str, ...], expected: bool) -> None:
-        assert load_config(recipe, arguments).model.activation_checkpointing is expected
+        assert load_config(recipe, arguments).model.compile is expected
 
     def test_none_unsets_an_optional_value(self, recipe: Path) -> None:
         assert load_config(recipe, ["--model.base", "none"]).model.base is None
@@ -491,7 +495,7 @@ class TestRunDirectory:
         ("written", "expected"),
         [
             ("{adapter.kind}-lr{optim.lr}-seed{run.seed}", "lora-lr0.0002-seed9"),
-            ("{model.activation_checkpointing}", "False"),
+            ("{model.compile}", "False"),
             ("{eval.tasks.old_bits.domain}", "old"),
             ("a{b", "a{b"), ("a{}b", "a{}b"), ("a{b c}d", "a{b c}d"), ("100%{train.steps}", "100%20"),
         ],
@@ -663,6 +667,24 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
     for world_size in (1, 2):
         config: Config = load_config(copied, overrides, world_size=world_size)
         assert config.run.dir.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows_per_epoch", "expected"),
+    [
+        # Rows: 131 full batches of 768, and those of GSM8K's training pairs at 512 tokens.
+        ("cpt_code_llama7b", None, (25_432, 1000, 5086)), ("ift_math_llama7b", 131 * 768, (524, 52, 0)),
+        ("ift_hidden_key_llama7b", 3014, (1256, 75, 0)), ("demo", None, (160, 20, 0)), ("demo_base", None, (400, 20, 0)),
+    ],
+)  # fmt: skip
+def test_lengths_of_the_shipped_recipes(
+    monkeypatch: pytest.MonkeyPatch, name: str, rows_per_epoch: int | None, expected: tuple[int, int, int]
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("DATA", "/data")
+    config = resolve(load_config(ROOT / f"recipes/{name}.toml", needs_files=False), rows_per_epoch)
+    assert (config.train.steps, config.optim.warmup_steps, config.optim.cooldown_steps) == expected
+    assert list(config.length_problems()) == []
 
 
 def test_there_are_shipped_recipes() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -71,25 +72,67 @@ def test_after_a_warmup_the_shape_begins_at_the_peak(schedule: str) -> None:
     assert lr_factor(30, 30, config) == pytest.approx(0.0, abs=1e-12)
 
 
-schedules = st.sampled_from(["constant", "linear", "cosine", "trapezoid"])
+def test_the_inverse_square_root_and_its_cooldown() -> None:
+    config = OptimConfig(
+        schedule="inverse_sqrt", warmup_steps=10, inverse_sqrt_steps=25, cooldown_steps=20, final_lr_fraction=0.1
+    )
+    # 75 steps after warm-up: sqrt(25 / 100); the cooldown starts after 130 of 150 steps, at sqrt(25 / 145).
+    assert [lr_factor(step, 150, config) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    assert lr_factor(85, 150, config) == pytest.approx(0.5)
+    at_start = math.sqrt(25 / 145)
+    assert lr_factor(130, 150, config) == pytest.approx(at_start)
+    assert lr_factor(140, 150, config) == pytest.approx((at_start + 0.1) / 2)
+    assert lr_factor(150, 150, config) == pytest.approx(0.1)
+
+
+def test_an_inverse_square_root_without_a_cooldown_only_decays() -> None:
+    config = OptimConfig(schedule="inverse_sqrt", inverse_sqrt_steps=1)
+    assert [lr_factor(step, 8, config) for step in (0, 3, 8)] == pytest.approx([1.0, 0.5, 1 / 3])
+
+
+def closed_form(schedule: str, at: float, of: float, cooldown: float, scale: float, final: float) -> float:
+    """The factor `at` of `of` steps after warm-up, from the definitions, of every schedule as one curve of the time."""
+    falling = np.interp(at, [0, of], [1, final])
+    flat_end = of - cooldown
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return float(falling)
+    if schedule == "cosine":
+        return float(final + (1 - final) * np.cos(np.pi * at / of / 2) ** 2)
+    reached = (1 + flat_end / scale) ** -0.5 if schedule == "inverse_sqrt" else 1.0
+    if at > flat_end:
+        return float(np.interp(at, [flat_end, of], [reached, final]))
+    return float((1 + at / scale) ** -0.5) if schedule == "inverse_sqrt" else 1.0
 
 
 @given(
-    schedule=schedules, warmup=st.integers(0, 50), cooldown=st.integers(1, 50), flat=st.integers(0, 50),
+    schedule=st.sampled_from(["constant", "linear", "cosine", "trapezoid", "inverse_sqrt"]),
+    warmup=st.integers(0, 50), cooldown=st.integers(1, 50), flat=st.integers(0, 50), scale=st.integers(1, 300),
     final=st.floats(0, 1),
 )  # fmt: skip
-def test_every_schedule_rises_to_the_peak_then_falls_to_the_last_fraction(
-    schedule: str, warmup: int, cooldown: int, flat: int, final: float
+def test_every_schedule_rises_to_the_peak_then_goes_to_the_last_fraction(
+    schedule: str, warmup: int, cooldown: int, flat: int, scale: int, final: float
 ) -> None:
     steps = warmup + cooldown + flat
+    has_cooldown = schedule in ("trapezoid", "inverse_sqrt")
     config = OptimConfig(
         schedule=schedule, warmup_steps=warmup, final_lr_fraction=final,  # type: ignore[arg-type]
-        cooldown_steps=cooldown if schedule == "trapezoid" else 0,
+        cooldown_steps=cooldown if has_cooldown else 0, inverse_sqrt_steps=scale,
     )  # fmt: skip
+    assert list(config.problems()) == []
     factors = [lr_factor(step, steps, config) for step in range(steps + 1)]
     assert all(0 <= factor <= 1 + 1e-12 for factor in factors)
+    assert factors[:warmup] == pytest.approx([step / warmup for step in range(warmup)])
+    assert factors[warmup:] == pytest.approx(
+        [closed_form(schedule, step, cooldown + flat, cooldown, scale, final) for step in range(cooldown + flat + 1)],
+        abs=1e-12,
+    )
     assert factors[warmup] == pytest.approx(1.0)
-    assert all(a <= b for a, b in pairwise(factors[: warmup + 1]))
-    assert all(a >= b - 1e-12 for a, b in pairwise(factors[warmup:]))
     assert factors[-1] == pytest.approx(1.0 if schedule == "constant" else final, abs=1e-12)
-    assert not any(map(math.isnan, factors))
+    # No jumps: a step changes the factor by what the steepest part of the curve allows, which is that of the cosine.
+    steepest = math.pi / 2 / (cooldown if has_cooldown else cooldown + flat)
+    decay = 1 / (2 * scale) if schedule == "inverse_sqrt" else 0.0
+    assert all(abs(b - a) <= max(steepest, decay) + 1e-12 for a, b in pairwise(factors[warmup:]))
+    falls = schedule != "inverse_sqrt" or final <= lr_factor(steps - cooldown, steps, config)
+    assert not falls or all(a >= b - 1e-12 for a, b in pairwise(factors[warmup:]))

@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from monteclora.adapter import attach_adapter
-from monteclora.config import LoRAConfig
+from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.errors import AdapterError
 from training.config import ArchitectureConfig
 from training.model import count_parameters, random_model
-from training.shape import Shape, adapted_linears, adapter_problems, count_trained, from_hugging_face, saved_parameters
+from training.shape import (
+    Shape,
+    adapted_linears,
+    adapter_problems,
+    count_trained,
+    from_hugging_face,
+    saved_parameters,
+    trained_names,
+    unmatched,
+)
 
 LLAMA_2_7B = Shape(
     hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, head_dim=128, vocab=32000, is_tied=False
@@ -92,6 +101,31 @@ def test_optional_values_of_older_files() -> None:
     shape = from_hugging_face(found)
     assert (shape.kv_heads, shape.head_dim, shape.is_tied) == (4, 16, False)
     assert from_hugging_face({**found, "head_dim": None, "num_key_value_heads": None}) == shape
+
+
+@pytest.mark.parametrize("name", ["plain", "tied"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        LoRAConfig(rank=1, targets=("q_proj", "*.1.mlp.*"), modules_to_save=("norm", "embed_tokens")),
+        MonteCLoRAConfig(rank=1, targets=("o_proj", "model.layers.1.mlp.up_proj", "lm_head")),
+        MonteCLoRAConfig(rank=1, targets=("down_proj",), modules_to_save=("lm_head", "model.layers.1.self_attn")),
+    ],
+    ids=["full", "lora", "monteclora", "monteclora-saved"],
+)
+def test_names_of_what_trains(name: str, config: LoRAConfig | None) -> None:
+    real = LlamaForCausalLM(SHAPES[name])
+    if config is not None:
+        attach_adapter(real, config)
+    found = trained_names(from_hugging_face(SHAPES[name].to_dict()), config)
+    assert sorted(found) == sorted(key for key, parameter in real.named_parameters() if parameter.requires_grad)
+
+
+def test_patterns_are_compared_with_full_names() -> None:
+    patterns = {"*.lora_?": 1, "lora_A": 2, "model.*": 3, "[": 4}
+    assert unmatched(patterns, ["model.q.lora_A", "model.q.lora_B"]) == ["lora_A", "["]
+    assert unmatched((), ["a"]) == []
 
 
 class TestAdapters:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet as pq
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.sources import source as source_module
@@ -84,6 +86,32 @@ def test_blocks_are_made_of_whole_extents(tmp_path: Path, monkeypatch: pytest.Mo
     assert (sizes[:-1] + np.diff(firsts).max() > -(-source.num_documents // 10)).all(), (
         "no block could take one more extent"
     )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])
+def test_bytes_of_extents(tmp_path: Path, kind: str) -> None:
+    texts = ["x" * size for size in range(1, 41)]
+    if kind == "jsonl":
+        lines = [json.dumps({"text": text}) for text in texts]
+        for number, half in enumerate((lines[:25], lines[25:])):
+            (tmp_path / f"{number}.jsonl").write_text("\n".join(half) + "\n")
+        expected = [len(line) for line in lines]
+    elif kind == "txt":
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number:02}.txt").write_text(text)
+        expected = [len(text) for text in texts]
+    else:
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=10)  # type: ignore[no-untyped-call]
+    source = open_at(tmp_path)
+    if kind == "parquet":
+        # A document's bytes are those of what has to be read for it.
+        groups = [source.extent_bytes(start, start + 10) for start in range(0, 40, 10)]
+        assert [source.extent_bytes(number, number + 1) for number in range(40)] == np.repeat(groups, 10).tolist()
+        assert source.extent_bytes(5, 25) == sum(groups[:3])
+        assert 0 < sum(groups) <= source.num_bytes
+    else:
+        assert [source.extent_bytes(number, number + 1) for number in range(40)] == pytest.approx(expected, abs=1)
+        assert source.extent_bytes(26, 40) == sum(source.extent_bytes(number, number + 1) for number in range(26, 40))
 
 
 def test_a_block_is_one_read(tmp_path: Path, write_jsonl: Write, monkeypatch: pytest.MonkeyPatch) -> None:

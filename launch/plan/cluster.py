@@ -1,0 +1,87 @@
+"""The machines that a run is planned for, and what they reach of what their vendors promise.
+
+The constants come from published measurements of training and of networks:
+
+    EFFICIENCY       MosaicML llm-foundry's table: MPT-7B on 8 H100, bf16: 10,643 tokens/s per GPU without recomputation (44 % of
+                     989 TFLOP/s, causal attention) and 8,611 with it at 4,096 tokens per row (50 %, recomputation included);
+                     DeepSpeed ZeRO-2 with Llama-3.1-8B on 8 H200 (stas00/ml-engineering): 47 %; Megatron-LM: 41 to 48 %.
+    DOUBLING         llm-foundry: 10,643 tokens/s per GPU on one node, 9,670 on 64: 91 % after six doublings.
+    NETWORK, HALF    stas00/ml-engineering: 36.5 of a NIC's 50 GB/s at 1 GiB, 6 at 16 MiB; on NVLink 361 GB/s, 11.7 at 256 KiB.
+    OFFLOAD          ml-engineering: Llama-3.1-8B, ZeRO-3 with recomputation and offload on 8 H200: 141 TFLOP/s per GPU at 8k
+                     tokens, of which 1.8 s per step are the update of 8e9 weights of a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.communication import Collective
+from training.memory import GiB
+
+EFFICIENCY = 0.45
+"""Part of the peak that matrix products and attention reach, everything between them included."""
+DOUBLING = 0.015
+"""Part of the step's time that every doubling of the nodes adds, for waiting for the slowest."""
+EXPOSED = 0.25
+"""Part of the shorter of computing and communicating that isn't hidden behind the longer (an assumption)."""
+NETWORK_EFFICIENCY = 0.73
+"""Part of a NIC's rate that large messages reach."""
+HALF_MESSAGE_BETWEEN, HALF_MESSAGE_INSIDE = 81 * 2**20, 7.6 * 2**20
+"""Bytes of a message that reaches half of that rate, between nodes and inside one."""
+UPDATE_SECONDS = 1.1e-11
+"""Per weight of a rank's share: AdamW reads and writes 28 bytes of it, at 2.5 TB/s."""
+OFFLOAD_SECONDS = 2.2e-10
+"""Per weight of a node's share, when masters and optimizer state are in host memory."""
+SNAPSHOT_RATE = 25e9
+"""Bytes per second from a GPU into pinned host memory."""
+STORAGE_RATE = 1e9
+"""Bytes per second and node onto shared storage (an assumption)."""
+
+GPUS = {
+    # GiB of memory; GB/s of an all-gather inside a node.
+    "H100": (80, 361), "H200": (141, 361), "A100": (80, 230), "B200": (180, 700), "L40S": (48, 25), "MI300X": (192, 310),
+}  # fmt: skip
+"""Accelerators by name; their FLOP/s are in training.flops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Nodes of equal GPUs."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: str
+    """Name of the GPU, for the tables."""
+    memory_bytes: float
+    """Of one GPU."""
+    peak_flops: float
+    """bf16 FLOP/s of one GPU."""
+    between: float
+    """Bytes per second and GPU between nodes, as the wire has it."""
+    inside: float
+    """Bytes per second that an all-gather inside a node reaches."""
+
+    @property
+    def ranks(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus_per_node
+
+    def seconds(self, collective: Collective, message_bytes: float) -> float:
+        """Time of collectives in messages of this size, with nothing else going on.
+
+        Through each NIC goes S (k - 1) / k / g for k nodes of g GPUs; inside a node S (n - 1) / n to every GPU.
+        """
+        if collective.ranks == 1 or not collective.size:
+            return 0.0
+        inside = collective.wire_bytes / self.inside * (1 + HALF_MESSAGE_INSIDE / message_bytes)
+        nodes = collective.ranks / self.gpus_per_node
+        if nodes <= 1:
+            return inside
+        crossing = collective.size * (nodes - 1) / nodes / self.gpus_per_node
+        rate = NETWORK_EFFICIENCY * self.between / (1 + HALF_MESSAGE_BETWEEN / message_bytes)
+        return max(inside, crossing / rate)
+
+
+def memory_of(gibibytes: float) -> float:
+    """Bytes of a GPU that is sold with so many GB, which are GiB."""
+    return gibibytes * GiB

@@ -1,0 +1,51 @@
+"""The shape of the model that a recipe trains, also of one that isn't on this machine."""
+
+from __future__ import annotations
+
+from training.config import Config, base_shape
+from training.shape import Shape, from_hugging_face
+
+SHAPES = {
+    "llama-2-7b": (4096, 11008, 32, 32, 32, 32000),
+    "llama-2-13b": (5120, 13824, 40, 40, 40, 32000),
+    "llama-2-70b": (8192, 28672, 80, 64, 8, 32000),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, 128256),
+    "llama-3-70b": (8192, 28672, 80, 64, 8, 128256),
+}
+"""hidden, intermediate, layers, heads, key/value heads, vocabulary; embeddings and head are separate in all of them."""
+
+
+class PlanError(ValueError):
+    """What is to be planned can't be known from here, or can't be."""
+
+
+def known_shape(name: str) -> Shape:
+    """The shape of a published model."""
+    hidden, intermediate, layers, heads, kv_heads, vocab = SHAPES[name]
+    return Shape(
+        hidden=hidden, intermediate=intermediate, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_dim=hidden // heads, vocab=vocab, is_tied=False,
+    )  # fmt: skip
+
+
+def shape_of(config: Config) -> Shape:
+    """The model's shape, from the recipe's architecture or the base folder's config.json.
+
+    Raises:
+        PlanError: the base isn't here or its config.json says too little.
+    """
+    if config.model.base is None:
+        return config.model.architecture.shape()
+    found = base_shape(config.model.base)
+    if found is None:
+        named = config.model.base.lower().replace("_", "-").replace("3.1-", "3-")
+        known = next((name for name in SHAPES if name in named), None)
+        shape = f"--shape {known}" if known else f"--shape with one of {', '.join(SHAPES)}"
+        raise PlanError(
+            f"model.base = {config.model.base!r} has no config.json here; give {shape}, or download the model and give its "
+            "folder"
+        )
+    try:
+        return from_hugging_face(found)
+    except KeyError as error:
+        raise PlanError(f"{config.model.base}/config.json has no {error}: not a LLaMA-style model") from error

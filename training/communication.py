@@ -1,0 +1,58 @@
+"""Bytes that a step puts on the wire, by collective, known before anything is started. No torch.
+
+Over n ranks an all-gather of S bytes and a reduce-scatter of S bytes each make a rank send S (n - 1) / n; training.traffic
+counts the same in the collectives of a run. ZeRO-3 gathers the weights in every forward and every backward pass and
+reduces gradients after every micro-batch; a replicated model reduces its gradients once per step, in fp32, and gathers what
+was updated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.memory import Setup, persistent_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """All-gathers or reduce-scatters of a step that are alike."""
+
+    name: str
+    """What travels, and when."""
+    size: float
+    """Bytes of the whole, of all of them together."""
+    ranks: int
+    """Ranks that take part, on neighbouring places."""
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that each rank sends."""
+        return self.size * (self.ranks - 1) / self.ranks
+
+
+def collectives(setup: Setup, micro_batches: int) -> list[Collective]:
+    """What travels in a step of so many micro-batches per rank."""
+    model, b, n = setup.model, setup.weight_bytes, setup.ranks
+    if setup.placement == "replicated":
+        return [
+            Collective(name="gradients", size=4 * model.size, ranks=n),
+            Collective(name="updated weights", size=b * model.size, ranks=n),
+        ]
+    whole, whole_adapter = persistent_sizes(setup)
+    sharded = model.base_size + model.adapter_size - whole - whole_adapter
+    # The last layers of forward are the first of backward, and stay gathered in between.
+    again = max(0, sharded - setup.zero.max_reuse_distance // 2)
+    is_hpz = setup.placement == "zero3_hpz" and n > setup.ranks_per_node
+    return [
+        Collective(name="weights, forward", size=b * sharded * micro_batches, ranks=n),
+        Collective(
+            name="weights, backward", size=b * again * micro_batches, ranks=setup.ranks_per_node if is_hpz else n
+        ),
+        Collective(name="gradients", size=b * model.size * micro_batches, ranks=n),
+        Collective(name="updated weights", size=b * (whole + whole_adapter), ranks=n),
+    ]
+
+
+def step_bytes(setup: Setup, micro_batches: int) -> float:
+    """Bytes that each rank sends in a step of so many micro-batches."""
+    return sum(each.wire_bytes for each in collectives(setup, micro_batches))

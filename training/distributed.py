@@ -1,0 +1,113 @@
+"""The ranks of a run together: joining them, agreeing on values, and raising a problem of one on all.
+
+Values of the host travel as CPU tensors over gloo, also where the model's tensors travel over NCCL: agreeing on them never
+waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.world import World
+
+
+def init_distributed(world: World) -> torch.device:
+    """Join the process group and return this rank's device: a GPU when there are any, else the CPU."""
+    world.export(os.environ)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(world.local_rank)
+    minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(minutes=minutes))
+    dist.barrier()
+    return device_of(world)
+
+
+def device_of(world: World) -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def leave_distributed() -> None:
+    """Leave the process group, if this rank is in one: exiting inside it can abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def rank_0_first(world: World, *, heartbeat_seconds: float = 10.0) -> Iterator[None]:
+    """The other ranks enter the block when rank 0 has left it (a collective), however long that takes.
+
+    Rank 0 says every few seconds that it is still busy: a mere barrier would end all ranks at the process group's timeout.
+    """
+    if world.rank != 0:
+        while _from_rank_0_flag(False):
+            pass
+        yield
+        return
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(heartbeat_seconds):
+            _from_rank_0_flag(True)
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        done.set()
+        heart.join()
+        _from_rank_0_flag(False)
+
+
+def raise_on_all_ranks(problem: Exception | None, kind: type[Exception], world: World) -> None:
+    """Raise the first problem that any rank has on all ranks, as this kind (a collective); nothing where none has one.
+
+    A rank that alone could not read a file, of a disk of its node say, would else end without a word, and the others wait.
+    """
+    messages = gather(None if problem is None else str(problem), world)
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise kind(message if rank == 0 else f"rank {rank}: {message}") from problem
+
+
+def from_rank_0(compute: Callable[[], Any], world: World) -> Any:
+    """What `compute` returns on rank 0, on all ranks (a collective)."""
+    values = [compute() if world.rank == 0 else None]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
+
+
+def gather(value: Any, world: World) -> list[Any]:
+    """The value of every rank, in rank order, on all ranks (a collective)."""
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Sum each value over all ranks (a collective), in fp64: whole numbers are exact up to 2^53."""
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank (a collective)."""
+    return sum_over_ranks([float(flag)])[0] > 0
+
+
+def _from_rank_0_flag(flag: bool) -> bool:
+    """Rank 0's flag, on all ranks (a collective)."""
+    value = torch.tensor(int(flag))
+    dist.broadcast(value, src=0)
+    return bool(value.item())

@@ -1,0 +1,115 @@
+"""How long a run and its warm-up and cooldown are: written in steps, tokens or epochs, resolved to whole steps.
+
+A step takes `train.global_batch_rows` rows of `data.seq_len` input tokens, of examples with their padding. How many rows
+an epoch has is a matter of the data (data_pipeline.stream.epoch); all else is known from the recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from training.config import Config
+
+GRAMMAR = 'write a number and its unit: "10 %" of the run, "2e9 tokens", "0.5 epochs" or "100 steps"'
+_LENGTH = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)\s*(%|steps?|tokens?|epochs?)")
+
+
+class Length(NamedTuple):
+    """A part of a run: a number, exactly as written, and its unit."""
+
+    number: Fraction
+    unit: str  # %, step, token or epoch
+
+
+def parse_length(text: str) -> Length:
+    """The length that `text` means; a unit may be singular or plural.
+
+    Raises:
+        ValueError: it means none; the message shows what does.
+    """
+    match = _LENGTH.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"is no length; {GRAMMAR}")
+    return Length(Fraction(match[1]), match[2].removesuffix("s"))
+
+
+def needs_epoch(config: Config) -> bool:
+    """Whether a length is in epochs, so that those of the data must be known."""
+    return config.train.epochs is not None or any(
+        length is not None and length.unit == "epoch" for length in _written_parts(config)
+    )
+
+
+def is_length_known(config: Config) -> bool:
+    """Whether the recipe alone says how many steps the run has."""
+    return config.train.epochs is None
+
+
+def resolve(config: Config, rows_per_epoch: int | None) -> Config:
+    """The configuration with train.steps, optim.warmup_steps and optim.cooldown_steps as the written lengths mean them.
+
+    The run's length is rounded up to whole steps; warm-up and cooldown are rounded to the nearest, but a positive length is
+    one step at least. Nothing else changes, and resolving again gives the same.
+
+    Args:
+        config: without problems in its lengths.
+        rows_per_epoch: rows in one pass over the data; None: not known, and what is in epochs stays as it is.
+    """
+    steps = _steps_of_run(config, rows_per_epoch)
+    run = Fraction(config.train.steps if steps is None else steps)
+    # "10 %" of a run of unknown length is unknown.
+    rate = {"%": None if steps is None else run / 100, **_steps_per_unit(config, rows_per_epoch)}
+    warmup, cooldown = (_in_steps(part, rate) for part in _written_parts(config))
+    optim = config.optim
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=int(run)),
+        optim=dataclasses.replace(
+            optim,
+            warmup_steps=optim.warmup_steps if warmup is None else warmup,
+            cooldown_steps=optim.cooldown_steps if cooldown is None else cooldown,
+        ),
+    )
+
+
+def _steps_per_unit(config: Config, rows_per_epoch: int | None) -> dict[str, Fraction | None]:
+    rows = config.train.global_batch_rows
+    return {
+        "step": Fraction(1),
+        "token": Fraction(1, rows * config.data.seq_len),
+        "epoch": None if rows_per_epoch is None else Fraction(rows_per_epoch, rows),
+    }
+
+
+def _steps_of_run(config: Config, rows_per_epoch: int | None) -> int | None:
+    """Steps of the whole run, None while they are not known."""
+    train, per_unit = config.train, _steps_per_unit(config, rows_per_epoch)
+    if train.tokens is not None:
+        written, rate = Fraction(train.tokens), per_unit["token"]
+    elif train.epochs is not None:
+        # As it is written: 0.1 is a tenth.
+        written, rate = Fraction(repr(train.epochs)), per_unit["epoch"]
+    else:
+        return train.steps
+    return None if rate is None else max(1, math.ceil(written * rate))
+
+
+def _written_parts(config: Config) -> tuple[Length | None, Length | None]:
+    """optim.warmup and optim.cooldown, None where they are not set."""
+    warmup, cooldown = config.optim.warmup, config.optim.cooldown
+    return (
+        None if warmup is None else parse_length(warmup),
+        None if cooldown is None else parse_length(cooldown),
+    )
+
+
+def _in_steps(length: Length | None, rate: dict[str, Fraction | None]) -> int | None:
+    """A part in whole steps; None where it is not set, or not known."""
+    if length is None or (steps_per_unit := rate[length.unit]) is None:
+        return None
+    return max(round(length.number * steps_per_unit), 1 if length.number else 0)
