@@ -64,5 +64,12 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "cpu": models[0] if models else platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

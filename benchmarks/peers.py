@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import venv
@@ -72,7 +73,9 @@ def installed(peer: Peer, folder: Path) -> Path:
     return python
 
 
-def run(python: Path | str, script: str, *arguments: object, scratch: Path, timeout: float) -> dict[str, Any]:
+def run(
+    python: Path | str, script: str, *arguments: object, scratch: Path, timeout: float, ranks: int | None = None
+) -> dict[str, Any]:
     """Run a script of `contenders` to its end.
 
     Args:
@@ -81,6 +84,7 @@ def run(python: Path | str, script: str, *arguments: object, scratch: Path, time
         arguments: its arguments.
         scratch: an existing folder for temporary files, caches and locks.
         timeout: seconds after which it and all processes it started are killed.
+        ranks: start it so many times, with torchrun, on CPUs; None starts it once, without a launcher.
 
     Returns:
         The JSON object in the last line it prints.
@@ -88,8 +92,12 @@ def run(python: Path | str, script: str, *arguments: object, scratch: Path, time
     Raises:
         PeerError: it failed, took too long or printed no JSON.
     """
-    command = [str(python), str(CONTENDERS / script), *map(str, arguments)]
+    command = [str(python), *_launcher(ranks), str(CONTENDERS / script), *map(str, arguments)]
     own = {"TMPDIR": scratch, "HF_HOME": scratch / "hf", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    if ranks is not None:
+        # DeepSpeed compiles its CPU extension once per machine, with the ninja beside the interpreter.
+        path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        own |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", "PATH": path}
     errors_file = scratch / f"{script}.stderr"
     with (
         errors_file.open("w+", encoding="utf-8", errors="replace") as errors,
@@ -117,6 +125,17 @@ def run(python: Path | str, script: str, *arguments: object, scratch: Path, time
     except ValueError as error:
         raise PeerError(f"the last line of {script} is no JSON: {lines[-1][:200]}") from error
     return result
+
+
+def _launcher(ranks: int | None) -> list[str]:
+    """Arguments of Python that start a script on so many ranks of this machine."""
+    if ranks is None:
+        return []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return ["-m", "torch.distributed.run", *own]
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

@@ -45,15 +45,21 @@ def base_environment() -> dict[str, str]:
     return env
 
 
-def run_ranks(function: str, world_size: int, *, timeout: float = 240, **arguments: Any) -> list[Any]:
-    """Call `module:name` with keyword arguments on every rank; return what each rank returned."""
+def run_ranks(
+    function: str, world_size: int, *, timeout: float = 240, local_size: int | None = None, **arguments: Any
+) -> list[Any]:
+    """Call `module:name` with keyword arguments on every rank; return what each rank returned.
+
+    With `local_size` the ranks believe to be on several nodes, with so many on each.
+    """
     port = free_port()
+    local_size = local_size or world_size
     with tempfile.TemporaryDirectory() as folder:
         processes, outputs = [], []
         for rank in range(world_size):
             env = base_environment() | {
-                "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank),
-                "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank % local_size),
+                "LOCAL_SIZE": str(local_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
             command = [sys.executable, "-m", "tests.ranks", function, json.dumps(arguments), f"{folder}/{rank}.json"]
             output = Path(folder) / f"{rank}.log"

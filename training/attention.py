@@ -23,6 +23,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from monteclora import HiddenKeyConfig
+from training.errors import ModelError
 
 ATTENTION = "palimpsest"
 """Name of the implementation, for `attn_implementation`. It is a setting of a process: no file names it."""
@@ -30,6 +31,9 @@ ATTENTION = "palimpsest"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 MAX_KERNEL_DIM = 256
 """What the CUDA kernel takes: half precision, heads of a multiple of 8 and at most 256 channels."""
+
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""Arguments with which models other than LLaMA change who sees whom, or the weights."""
 
 _KERNEL_HAS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether the kernel shares key heads among query heads; not yet in torch 2.11."""
@@ -71,14 +75,17 @@ def attend(
         cu_seq_lens_q: boundaries of the documents.
         max_length_q: tokens of the longest document, for the CUDA kernel; the number of queries if None.
         position_ids: positions of the queries, to see rows that need `cu_seq_lens_q` and come without.
-        kwargs: ignored.
+        kwargs: anything else the model has for its attention.
 
     Returns:
         Output [rows, queries, heads, dim], and no weights.
 
     Raises:
+        ModelError: the model's attention has what LLaMA's does not.
         ValueError: packed rows, or rows padded on the left, without `cu_seq_lens_q`.
     """
+    if found := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ModelError(f"{type(module).__name__} uses {found[0]}, which attention {ATTENTION!r} does not have")
     if attention_mask is not None:
         output = _dense(query, key, value, attention_mask, scaling, dropout)
     elif cu_seq_lens_q is None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from training.files import read_json
-from training.shape import Shape
+from training.shape import EMBEDDING, Shape
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """Types of safetensors that can be trained, and bytes per element."""
+
+HEAD = "lm_head.weight"
 
 SHOWN_PROBLEMS = 20
 """Problems of one base that are listed; of more the number is told."""
@@ -116,17 +118,15 @@ def read_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     return tensors, problems
 
 
-def differences(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
-) -> Iterator[str]:
+def differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Yield every tensor of another shape than wanted, every one too many and every one missing.
 
-    Beside those in `ignored`, the rotary frequencies that old checkpoints hold may be there: they are computed.
+    The rotary frequencies that old checkpoints hold are not too many: they are computed.
     """
     for name in found.keys() & wanted.keys():
         if tuple(found[name]) != tuple(wanted[name]):
             yield f"{name} is {_sides(found[name])}, and must be {_sides(wanted[name])}"
-    for name in found.keys() - wanted.keys() - set(ignored):
+    for name in found.keys() - wanted.keys():
         if not name.endswith("rotary_emb.inv_freq"):
             yield f"{name} is unexpected"
     for name in wanted.keys() - found.keys():
@@ -146,7 +146,9 @@ def unusable_types(tensors: Mapping[str, StoredTensor], wanted: Collection[str])
 
 def in_order(problems: Iterable[str]) -> list[str]:
     """Problems by name, layer 2 before layer 10."""
-    return sorted(problems, key=lambda text: [(len(part), part) if part.isdigit() else (0, part) for part in text.split(".")])
+    return sorted(
+        problems, key=lambda text: [(len(part), part) if part.isdigit() else (0, part) for part in text.split(".")]
+    )
 
 
 def problems(folder: Path, shape: Shape | None) -> list[str]:
@@ -157,20 +159,21 @@ def problems(folder: Path, shape: Shape | None) -> list[str]:
     tensors, damaged = read_tensors(folder)
     if shape is None or not weight_files(folder):
         return damaged
-    tied = ["lm_head.weight"] if shape.is_tied else []
-    wrong = misfits(tensors, shape.tensors(), tied)
+    wanted = shape.tensors()
+    if shape.is_tied and HEAD in tensors:
+        # One weight under two names, of which either may be stored, or both.
+        wanted[HEAD] = wanted[EMBEDDING] if EMBEDDING in tensors else wanted.pop(EMBEDDING)
+    wrong = misfits(tensors, wanted)
     if damaged:
         # What a file that can't be read would hold is not missing as well.
         wrong = [text for text in wrong if not text.endswith(" is missing")]
     return [*damaged, *wrong]
 
 
-def misfits(
-    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()
-) -> list[str]:
+def misfits(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Everything in which stored tensors are not those wanted, by name."""
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    return in_order([*unusable_types(tensors, wanted), *differences(found, wanted, ignored)])
+    return in_order([*unusable_types(tensors, wanted), *differences(found, wanted)])
 
 
 def permission_problems(folder: Path, *, allow_pickled_weights: bool, allow_remote_code: bool) -> Iterator[str]:

@@ -63,8 +63,10 @@ class MicroBatch:
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
-        tensors = ("input_ids", "position_ids", "target_index", "targets", "cu_seqlens")
-        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in tensors})
+        return dataclasses.replace(
+            self, input_ids=change(self.input_ids), position_ids=change(self.position_ids),
+            target_index=change(self.target_index), targets=change(self.targets), cu_seqlens=change(self.cu_seqlens),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

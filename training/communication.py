@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.memory import Setup, persistent_sizes
+from training.memory import Setup, adapter_bytes, persistent_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,10 @@ def collectives(setup: Setup, micro_batches: int) -> list[Collective]:
     """What travels in a step of so many micro-batches per rank."""
     model, b, n = setup.model, setup.weight_bytes, setup.ranks
     if setup.placement == "replicated":
+        own = model.size - model.adapter_size
         return [
             Collective(name="gradients", size=4 * model.size, ranks=n),
-            Collective(name="updated weights", size=b * model.size, ranks=n),
+            Collective(name="updated weights", size=b * own + adapter_bytes(setup) * model.adapter_size, ranks=n),
         ]
     whole, whole_adapter = persistent_sizes(setup)
     sharded = model.base_size + model.adapter_size - whole - whole_adapter

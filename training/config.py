@@ -172,12 +172,6 @@ class ModelConfig:
         found = (base_shape(self.base) or {}).get("num_hidden_layers")
         return found if isinstance(found, int) else None
 
-    def recomputed_layers(self, num_layers: int) -> int | None:
-        """How many of the model's layers, the first ones, are recomputed in backward; None when that is to be found out."""
-        chosen = self.activation_checkpointing
-        named = {"off": 0, "full": num_layers, "auto": None}
-        return named[chosen] if chosen in named else int(chosen)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(MonteCLoRAConfig):
@@ -519,6 +513,7 @@ class Config:
             yield from nested(section.name, getattr(self, section.name))
         yield from self._batch_problems(world_size)
         yield from self._sequence_problems(world_size)
+        yield from self._compile_problems()
         if self._has_lengths(unread):
             yield from resolve(self, None).length_problems()
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
@@ -653,6 +648,18 @@ class Config:
                 "train.micro_batch_rows",
                 f"must divide the {rows // groups} rows that {who} per step at world size {world_size}",
             )
+
+    def _compile_problems(self) -> Iterator[Problem]:
+        if not self.model.compile:
+            return
+        if self.train.placement != "replicated":
+            yield (
+                "model.compile",
+                f'works with train.placement "replicated", not {self.train.placement!r}: ZeRO-3 gathers weights between the '
+                "operations that would become one; set it to false",
+            )
+        if self.model.kernels == "liger":
+            yield "model.kernels", 'and model.compile replace the same operations; use "auto" or "torch", or set compile to false'
 
     def _sequence_problems(self, world_size: int) -> Iterator[Problem]:
         """What ranks that share rows (sequence parallelism) ask of everything else."""

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from monteclora import Adapter, HiddenKey
 from training import distributed
+from training.assembly import Assembly
 from training.batches import MicroBatch, StepBatch
+from training.compiling import compile_layers
 from training.config import Config
 from training.loss_head import HiddenRequest, LossHead, LossRequest
 from training.model import count_parameters
@@ -52,27 +53,20 @@ class StepResult:
 class Engine:
     """A model that can take a step, be evaluated, and hand out its state."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        adapter: Adapter | None,
-        config: Config,
-        ds_config: dict[str, Any],
-        world: World,
-        *,
-        hidden_key: HiddenKey | None = None,
-    ) -> None:
-        """Place `model`, with what is attached to it; `ds_config` is what placements.prepare has returned."""
+    def __init__(self, assembly: Assembly, config: Config, ds_config: dict[str, Any], world: World) -> None:
+        """Place the model, with what is attached to it; `ds_config` is what placements.prepare has returned."""
         self.config, self.world = config, world
-        self.adapter, self.hidden_key = adapter, hidden_key
+        self.adapter, self.hidden_key, model = assembly.adapter, assembly.hidden_key, assembly.model
         self.num_parameters = count_parameters(model)
         self.head = LossHead(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.device = distributed.device_of(world)
-        groups = parameter_groups(trained, adapter, config)
+        groups = parameter_groups(trained, self.adapter, config)
         self.placement = place(model, groups, config, ds_config, world, self.device)
         # A base is loaded in evaluation mode: without dropout and adapter noise.
         self.placement.model.train()
+        if config.model.compile:
+            compile_layers(model)
         self.phases = Phases(self.device)
 
     @property
@@ -137,7 +131,9 @@ class Engine:
         if step == config.start_step:
             # The variational parameters have been updated by nothing since the first step, and AdamW's bias correction
             # would take that for experience.
-            self.placement.reset_optimizer_steps("variational")
+            for group in self.placement.optimizer.param_groups:
+                if group["role"] == "variational":
+                    self.placement.reset_optimizer_steps(group["name"])
         return step >= config.start_step
 
     def _losses(self, micro: MicroBatch, step: int) -> torch.Tensor:

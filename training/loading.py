@@ -35,7 +35,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 class Weights(Protocol):
     """The stored tensors of a base."""
 
-    def misfits(self, wanted: dict[str, tuple[int, ...]], ignored: list[str]) -> list[str]:
+    def __contains__(self, name: str) -> bool: ...
+
+    def misfits(self, wanted: dict[str, tuple[int, ...]]) -> list[str]:
         """Everything in which they are not the tensors wanted."""
 
     def copy(self, name: str, start: int, target: Tensor) -> None:
@@ -56,9 +58,12 @@ class Safetensors:
             raise ModelError(f"its safetensors can't be used:{base_files.listing(damaged)}")
         self._buffer = torch.empty(READ_BYTES, dtype=torch.uint8)
 
-    def misfits(self, wanted: dict[str, tuple[int, ...]], ignored: list[str]) -> list[str]:
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def misfits(self, wanted: dict[str, tuple[int, ...]]) -> list[str]:
         """Compare; see `Weights`."""
-        return base_files.misfits(self._tensors, wanted, ignored)
+        return base_files.misfits(self._tensors, wanted)
 
     def copy(self, name: str, start: int, target: Tensor) -> None:
         """Read a part; see `Weights`."""
@@ -69,7 +74,7 @@ class Safetensors:
             file.seek(stored.offset + start * dtype.itemsize)
             for piece in target.split(len(buffer)):
                 values = buffer[: len(piece)]
-                if file.readinto(memoryview(values.view(torch.uint8).numpy())) != values.nbytes:
+                if file.readinto(values.view(torch.uint8).numpy().data) != values.nbytes:
                     raise ModelError(f"{stored.file.name} ends within {name}")
                 piece.copy_(values)
 
@@ -90,7 +95,10 @@ class Pickled:
                 raise ModelError(f"{path.name} is no dictionary of tensors")
             self._tensors |= found
 
-    def misfits(self, wanted: dict[str, tuple[int, ...]], ignored: list[str]) -> list[str]:
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def misfits(self, wanted: dict[str, tuple[int, ...]]) -> list[str]:
         """Compare; see `Weights`."""
         # Only type and shape count here.
         names = {dtype: name for name, dtype in DTYPES.items()}
@@ -100,7 +108,7 @@ class Pickled:
             )
             for name, value in self._tensors.items()
         }
-        return base_files.misfits(tensors, wanted, ignored)
+        return base_files.misfits(tensors, wanted)
 
     def copy(self, name: str, start: int, target: Tensor) -> None:
         """Copy a part; see `Weights`."""
@@ -230,15 +238,30 @@ def fill_model(model: PreTrainedModel, weights: Weights, place: Place) -> None:
         ModelError: what is stored is not what the model has, with everything that differs.
     """
     homes = parameter_homes(model)
-    wanted = {names[0]: tuple(parameter.shape) for parameter, names in homes}
-    also = [name for _, names in homes for name in names[1:]]
-    if wrong := weights.misfits(wanted, also):
+    # Of the names of a tied weight one may be stored, or all.
+    stored = [[name for name in names if name in weights] or names[:1] for _, names in homes]
+    shapes = [tuple(parameter.shape) for parameter, _ in homes]
+    wanted = {name: shape for names, shape in zip(stored, shapes, strict=True) for name in names}
+    if wrong := weights.misfits(wanted):
         raise ModelError(f"its files are not the model that its config.json describes:{base_files.listing(wrong)}")
-    for parameter, names in homes:
-        filled = place(tuple(parameter.shape), functools.partial(weights.copy, names[0]))
+    for (_, names), read, shape in zip(homes, stored, shapes, strict=True):
+        parameter = place(shape, functools.partial(_fill, weights, read))
         for name in names:
             owner, _, leaf = name.rpartition(".")
-            model.get_submodule(owner)._parameters[leaf] = filled
+            model.get_submodule(owner)._parameters[leaf] = parameter
+
+
+def _fill(weights: Weights, names: list[str], start: int, target: Tensor) -> None:
+    """Set `target` to a part of a parameter that may be stored under several names."""
+    weights.copy(names[0], start, target)
+    for name in names[1:]:
+        other = torch.empty_like(target)
+        weights.copy(name, start, other)
+        if not torch.equal(target, other):
+            raise ModelError(
+                f"its config.json ties {name} to {names[0]}, but its files hold other values for it; set "
+                f"tie_word_embeddings to false there, or take {name} out of the files"
+            )
 
 
 def parameter_homes(model: nn.Module) -> list[tuple[nn.Parameter, list[str]]]:

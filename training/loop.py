@@ -65,11 +65,11 @@ def train(
         batch, shared = take_batch(batches, engine, wants_profile=watchers.profiler.wants())
         watchers.profiler.step_began(progress.step, is_asked=shared.wants_profile)
         result = engine.step(batch, progress.step, targets=shared.targets)
-        watchers.profiler.step_ended(progress.step)
         is_stopped = stop.any_rank(distributed.any_rank)
         progress.seconds += meter.end_step(
             tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=shared.longest_wait
         )
+        watchers.profiler.step_ended(progress.step)
 
         guard = config.train.spike_guard
         spikes = is_spike(result.loss, progress.recent_losses, deviations=guard, window=config.train.spike_window)
@@ -173,6 +173,7 @@ def go_back(
     watchers.display.say(f"the loss spiked to {result.loss:.3f} at step {step}: back to step {progress.step}, with other data")
     watchers.record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
+    watchers.monitors.go_back(progress.step)
     watchers.record.update(**progress.as_dict())
     watchers.meter.reset()
     return True

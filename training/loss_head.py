@@ -112,17 +112,13 @@ class LossHead:
 
     def _all_at_once(self, chosen: Tensor, request: LossRequest) -> Tensor:
         """The answer by the head's own forward, once: an adapter's noise and penalty belong to a single call."""
-        logits = _wide(self._own_forward(chosen))
-        second = request.reference
-        loss: Tensor = logits.new_zeros(())
-        if request.both_branches:
-            logits, second = logits.chunk(2)
-            loss = F.cross_entropy(second, request.targets, reduction="sum") / 2
-        share = 0.5 if request.both_branches else 1.0
-        loss = loss + share * F.cross_entropy(logits, request.targets, reduction="sum")
-        if request.compensation is None or second is None:
-            return torch.stack((loss, loss.new_zeros(())))
-        return torch.stack((loss, request.compensation.compensation(logits, second).to(loss.dtype)))
+        branches = _wide(self._own_forward(chosen)).chunk(2 if request.both_branches else 1)
+        loss = torch.stack([F.cross_entropy(b, request.targets, reduction="sum") for b in branches]).mean()
+        compensation = torch.zeros_like(loss)
+        if request.compensation is not None:
+            second = branches[1] if request.reference is None else request.reference
+            compensation = request.compensation.compensation(branches[0], second)
+        return torch.stack((loss, compensation))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -154,6 +150,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 torch.mm(grad, weight, out=into[part])
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, h)
+            # Not beside those of the next chunk.
+            del logits, second, grads, grad
         ctx.num_tokens = len(states)
         ctx.has_compensation = request.compensation is not None
         ctx.save_for_backward(index, grad_chosen, grad_weight)

@@ -70,30 +70,25 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
 
     quiet_libraries()
     from data_pipeline import load_tokenizer
-    from monteclora import attach_adapter, attach_hidden_key
-    from monteclora.merge import check_mergeable
     from training import placements
     from training.agreement import refuse_disagreement
-    from training.attention import attention_for
+    from training.assembly import assemble
     from training.data import length_of_epoch, open_data
     from training.display import Display
     from training.distributed import from_rank_0, init_distributed
     from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
-    from training.fitting import check_fits, recomputed_layers
-    from training.initial_adapter import load_adapter
     from training.length import resolve
     from training.loop import Watchers, train
     from training.meter import Meter
-    from training.model import base_fingerprint, build_model, count_parameters, folder_fingerprint
+    from training.model import base_fingerprint, count_parameters, folder_fingerprint
     from training.monitors import Monitors
     from training.prefetch import StepBatches
     from training.profiling import Profiler
     from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
-    from training.sequence_parallel import SequenceGroup, use_shared_rows
     from training.shape import from_hugging_face
 
     tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
@@ -114,31 +109,15 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     on_exit.enter_context(stream)
     epoch = length_of_epoch(command.config, stream, world)
     config = resolve(command.config, epoch["rows"] if epoch else None)
+    if problems := list(config.length_problems()):
+        raise ConfigError([f"{name}: {message}" for name, message in problems])
     display.expect(config.train.steps)
-    check_fits(config, ds_config, world, device)
-    sharing = config.train.sequence_parallel
-    attention = (
-        use_shared_rows(SequenceGroup(world, sharing)) if sharing > 1 else attention_for(config.hidden_key.build())
-    )
-    recomputed = recomputed_layers(config, ds_config, world, device)
-    model = build_model(
-        config.model, placement=config.train.placement, precision=config.train.precision, ds_config=ds_config,
-        seed=config.run.seed, world=world, device=device, recomputed_layers=recomputed,
-        attention=attention,
-    )  # fmt: skip
-    adapter_config = config.adapter.build()
-    adapter = attach_adapter(model, adapter_config, seed=config.run.seed) if adapter_config else None
-    if adapter is not None and config.adapter.init_from is not None:
-        load_adapter(adapter, config.adapter.init_from, world)
-    if config.checkpoint.export_merged:
-        # Of a base from the hub it is known only here.
-        check_mergeable(model)
-    hidden_key_config = config.hidden_key.build()
-    hidden_key = attach_hidden_key(model, hidden_key_config) if hidden_key_config else None
-    parameters = count_parameters(model)
+    assembly = assemble(config, ds_config, world, device)
+    parameters = count_parameters(assembly.model)
     facts = {
         "parameters": parameters,
-        "recomputed_layers": recomputed,
+        "recomputed_layers": assembly.recomputed_layers,
+        "kernels": assembly.kernels,
         "epoch": epoch,
         "base_fingerprint": base_fingerprint(config.model.base, world),
         "init_fingerprint": from_rank_0(lambda: folder_fingerprint(config.adapter.init_from), world),
@@ -148,7 +127,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     }
     record.refuse_changes(facts)
     record.open(command.config, facts, steps=config.train.steps)
-    engine = Engine(model, adapter, config, ds_config, world, hidden_key=hidden_key)
+    engine = Engine(assembly, config, ds_config, world)
 
     batches = StepBatches(stream, config, rank=world.rank)
     on_exit.enter_context(batches)
@@ -163,13 +142,14 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     evaluation.drop_after(progress.step)
     record.update(**progress.as_dict(), data=saver.data_counts())
     display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
+    profiler = Profiler(config.run.dir, config.monitor, world.rank)
+    on_exit.callback(profiler.close)
     watchers = Watchers(
-        record=record, display=display, monitors=monitors,
+        record=record, display=display, monitors=monitors, profiler=profiler,
         meter=Meter(
-            config, from_hugging_face(model.config.to_dict()), engine.phases,
-            device=device, world_size=world.size, recomputed_layers=recomputed,
+            config, from_hugging_face(assembly.model.config.to_dict()), engine.phases,
+            device=device, world_size=world.size, recomputed_layers=assembly.recomputed_layers,
         ),
-        profiler=Profiler(config.run.dir, config.monitor, world.rank),
     )  # fmt: skip
 
     try:

@@ -162,7 +162,7 @@ class Memory:
     adapter: float
     """Weights of the adapter."""
     gradients: float
-    """fp32 buffers that gradients are accumulated in."""
+    """fp32 buffers that gradients are accumulated in, and ZeRO-3's buffer that collects them."""
     masters: float
     """fp32 masters of what trains."""
     optimizer: float
@@ -196,13 +196,13 @@ def estimate(setup: Setup) -> Memory:
     model, b, n = setup.model, setup.weight_bytes, setup.ranks
     is_zero = setup.placement != "replicated"
     share = n if is_zero else 1
-    weights, adapter = b * model.base_size / share, b * model.adapter_size / share
+    weights, adapter = b * model.base_size / share, adapter_bytes(setup) * model.adapter_size / share
     if is_zero:
         whole, whole_adapter = persistent_sizes(setup)
         weights, adapter = weights + b * whole * (n > 1), adapter + b * whole_adapter * (n > 1)
     if setup.placement == "zero3_hpz" and setup.ranks > setup.ranks_per_node:
         weights += b * (model.base_size + model.adapter_size) / setup.ranks_per_node
-    masters, gradients = 4 * model.size / n, 4 * model.size / share
+    masters, gradients = 4 * model.size / n, 4 * model.size / share + b * setup.zero.reduce_bucket * is_zero
     states = 4 * num_states(setup) / n
     host = 0.0
     if setup.placement == "zero3_offload":
@@ -222,6 +222,11 @@ def estimate(setup: Setup) -> Memory:
         weights=weights, adapter=adapter, gradients=gradients, masters=masters, optimizer=states,
         activations=activations, head=head, buffers=buffers, host=host,
     )  # fmt: skip
+
+
+def adapter_bytes(setup: Setup) -> int:
+    """Bytes of a weight of the adapter, which starts in fp32; DeepSpeed makes it like the others."""
+    return 4 if setup.placement == "replicated" else setup.weight_bytes
 
 
 def num_states(setup: Setup) -> int:
@@ -308,16 +313,16 @@ def _buffers(setup: Setup) -> tuple[float, float, float]:
         bucket = max(min(model.size, 2**25), model.largest)
         share = 4 * model.size / setup.ranks if setup.ranks > 1 else 0
         return 0.0, b * model.largest, share + b * bucket * (1 + 1 / setup.ranks)
-    collected = b * zero.reduce_bucket
     # Layers whose weights forward leaves for backward, which comes back to them soon, or those in use and the next.
     in_use = zero.prefetch_bucket + largest
-    gathered = b * min(model.base_size, max(in_use, zero.max_reuse_distance // 2)) * (setup.ranks > 1)
+    sharded = model.base_size + model.adapter_size - sum(persistent_sizes(setup))
+    gathered = b * min(sharded, max(in_use, zero.max_reuse_distance // 2)) * (setup.ranks > 1)
     scattered = min(zero.reduce_bucket, model.size)
     travelling = b * max(scattered, model.largest) * (1 + 2 / setup.ranks) + b * model.largest
     # The gradients of a group of parameters as one tensor, and their squares in fp64 for the norm.
     update = 4 * min(zero.sub_group, model.size / setup.ranks) + 8 * model.largest / setup.ranks
     on_device = setup.placement != "zero3_offload"
-    return gathered + collected, travelling, collected + update * on_device
+    return gathered, travelling, update * on_device
 
 
 def usable_bytes(device_bytes: float) -> float:

@@ -91,7 +91,8 @@ def load_config(
         raise ConfigError(draft.problems)
     is_as_written = len(draft.problems) == len(more_problems)
     config = fill_run_dir(Config(**sections), draft)
-    for path, message in config.problems(world_size or 1, draft.unread):
+    # One group of ranks that share rows is the smallest world of any.
+    for path, message in config.problems(world_size or max(1, config.train.sequence_parallel), draft.unread):
         if needs_files or not is_missing_file(config, path):
             report(draft, config, path, message)
     if is_as_written:

@@ -101,7 +101,7 @@ def directory_problems(config: Config) -> list[str]:
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f'run.dir = "{run_dir}": {existing} can\'t be written']
     # A start that ended before its run.json has made logs/; so may another rank of this start by now.
-    foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT"}
+    foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT", "PROFILE"}
     if not (run_dir / "run.json").exists() and foreign:
         return [f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory']
     return []

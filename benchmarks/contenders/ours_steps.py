@@ -22,6 +22,7 @@ from training import placements
 from training.batches import take_step
 from training.config import AdapterConfig, Config, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from training.distributed import init_distributed, sum_over_ranks
+from training.assembly import Assembly
 from training.engine import Engine
 from training.model import build_model
 from training.world import World, detect_world
@@ -67,7 +68,10 @@ def main() -> None:
     )  # fmt: skip
     adapter_config = config.adapter.build()
     adapter = attach_adapter(model, adapter_config, seed=0) if adapter_config else None
-    engine = Engine(model, adapter, config, ds_config, world)
+    engine = Engine(
+            Assembly(model=model, adapter=adapter, hidden_key=None, recomputed_layers=0, kernels="torch"),
+            config, ds_config, world,
+        )  # fmt: skip
     rows = steps.make_rows(
         config.train.steps * config.train.global_batch_rows,
         seq_len=asked.seq_len,

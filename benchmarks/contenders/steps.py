@@ -72,10 +72,11 @@ def make_rows(count: int, *, seq_len: int, vocab_size: int, document: int, maske
     In each of them the first `masked` of the positions have no target; neither has the last one.
     """
     draw = np.random.default_rng(0)
-    input_ids = draw.integers(3, vocab_size, (count, seq_len))
+    input_ids = np.empty((count, seq_len), dtype=np.int64)
     targets = np.full((count, seq_len), IGNORE)
     position_ids = np.zeros((count, seq_len), dtype=np.int64)
     for row in range(count):
+        input_ids[row] = draw.integers(3, vocab_size, seq_len)
         start = 0
         while start < seq_len:
             length = min(max(8, int(document * draw.lognormal(sigma=0.7))), seq_len - start)

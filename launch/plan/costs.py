@@ -100,5 +100,3 @@ def _message_bytes(setup: Setup, name: str) -> float:
     shape = setup.model.shape
     layer_part = shape.hidden * max(shape.intermediate, shape.hidden)
     return float(b * max(1, min(max(zero.prefetch_bucket, layer_part), setup.model.base_size)))
-
-

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import ModelConfig
-from training.distributed import device_of, gather, init_distributed
+from training.distributed import device_of, init_distributed
 from training.errors import ModelError
 from training.model import base_fingerprint, build_model, gathered
 from training.placements.zero3 import init_deepspeed
@@ -34,7 +34,8 @@ def zero3(precision: str, hpz: int = 1) -> dict[str, Any]:
     """The least that DeepSpeed wants to hear."""
     found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_allow_untested_optimizer": True, "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "zero_hpz_partition_size": hpz},
     }
     return found | ({"bf16": {"enabled": True}} if precision == "bf16" else {})
@@ -191,5 +192,5 @@ def measure(small: str, base: str) -> dict[str, Any]:
     with Peak() as peak:
         model = build(base, "zero3", "bf16", world)
         last = bytes_read()
-    sizes = [parameter.ds_numel for parameter in model.parameters()]
-    return {"growth": peak.most - peak.before, "read": last - first, "elements": sum(sizes), "largest": max(sizes)}
+    elements = sum(parameter.ds_numel for parameter in model.parameters())
+    return {"growth": peak.most - peak.before, "read": last - first, "elements": elements}

@@ -17,7 +17,7 @@ from data_pipeline import TokenStream
 from data_pipeline.stream.token_stream import Row
 from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from training import placements
-from training.attention import attention_for
+from training.assembly import assemble
 from training.batches import HASH_SIZE, chain_hash, row_hash
 from training.checkpoint import write_shard
 from training.config import Config
@@ -25,10 +25,8 @@ from training.display import Display
 from training.distributed import device_of, init_distributed
 from training.ds_json import read_ds_config
 from training.engine import Engine
-from training.fitting import recomputed_layers
 from training.loop import take_batch
 from training.loss import IGNORE, summed_cross_entropy
-from training.model import build_model
 from training.prefetch import StepBatches
 from training.randomness import micro_batch_seed
 from training.recipe import load_config
@@ -58,18 +56,15 @@ class Run:
         if threshold is not None:
             ds_json["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
         ds_config = placements.prepare(self.config, ds_json, world)
-        seed, num_lanes = self.config.run.seed, self.config.train.global_batch_rows
-        model = build_model(
-            self.config.model, placement=self.config.train.placement, precision=self.config.train.precision,
-            ds_config=ds_config, seed=seed, world=world, device=device_of(world), attention=attention_for(self.config.hidden_key.build()),
-            recomputed_layers=recomputed_layers(self.config, ds_config, world, device_of(world)),
-        )  # fmt: skip
+        assembly = assemble(self.config, ds_config, world, device_of(world))
         if is_reentrant:
-            enable_reentrant_checkpointing(model)
-        adapter, hidden_key = attach(model, self.config)
-        self.engine = Engine(model, adapter, self.config, ds_config, world, hidden_key=hidden_key)
-        stream = TokenStream(self.config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes), seed=seed)
-        self.batches = StepBatches(stream, self.config)
+            enable_reentrant_checkpointing(assembly.model)
+        self.engine = Engine(assembly, self.config, ds_config, world)
+        num_lanes, sharing = self.config.train.global_batch_rows, self.config.train.sequence_parallel
+        stream = TokenStream(
+            self.config.data, num_lanes=num_lanes, lanes=world.lanes(num_lanes, sharing), seed=self.config.run.seed
+        )
+        self.batches = StepBatches(stream, self.config, rank=world.rank)
         self.hash = ""
 
     def train(self, first: int, last: int) -> list[list[Any]]:

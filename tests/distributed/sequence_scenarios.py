@@ -17,6 +17,7 @@ from training.batches import HASH_SIZE, chain_hash, take_step
 from training.checkpoint import write_shard
 from training.distributed import device_of, sum_over_ranks
 from training.ds_json import read_ds_config
+from training.assembly import Assembly
 from training.engine import Engine
 from training.model import build_model
 from training.recipe import load_config
@@ -36,7 +37,10 @@ class SharedRun:
             world=world, device=device_of(world), attention=use_shared_rows(group), recomputed_layers=recomputed,
         )  # fmt: skip
         adapter, _ = attach(model, config)
-        self.engine = Engine(model, adapter, config, ds_config, world)
+        self.engine = Engine(
+            Assembly(model=model, adapter=adapter, hidden_key=None, recomputed_layers=0, kernels="torch"),
+            config, ds_config, world,
+        )  # fmt: skip
         num_lanes = config.train.global_batch_rows
         lanes = world.lanes(num_lanes, group.size)
         self.stream = TokenStream(config.data, num_lanes=num_lanes, lanes=lanes, seed=config.run.seed)

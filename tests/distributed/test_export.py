@@ -36,7 +36,10 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     from monteclora.peft_format import load_weights
     from tests.distributed.scenarios import CPU_JSON, Run, start
     from training.ds_json import read_ds_config
-    from training.engine import Engine, complete_ds_config
+    from training import placements
+    from training.assembly import Assembly
+    from training.distributed import device_of
+    from training.engine import Engine
     from training.export import export, export_merged
     from training.initial_adapter import load_adapter
     from training.model import build_model, gathered
@@ -50,12 +53,15 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     if world.rank == 0:
         shutil.copytree(merged, Path(folder) / "merged")
     adapter_folder = export(run.engine, tokenizer, config)
-    trained = dict(run.engine.full_parameters(sorted(run.engine.names)))
+    trained = dict(run.engine.full_parameters(sorted(run.engine.shapes())))
 
     ds_json, _ = read_ds_config(CPU_JSON)
     ds_json["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    ds_config = complete_ds_config(ds_json, config, world)
-    model = build_model(config.model, precision="fp32", ds_config=ds_config, seed=1)
+    ds_config = placements.prepare(config, ds_json, world)
+    model = build_model(
+        config.model, placement="zero3", precision="fp32", ds_config=ds_config, seed=1, world=world,
+        device=device_of(world),
+    )  # fmt: skip
     adapter_config = config.adapter.build()
     assert adapter_config is not None
     adapter = attach_adapter(model, adapter_config, seed=1)
@@ -72,8 +78,9 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
         except AdapterError as error:
             refusals.append(str(error))
     load_adapter(adapter, adapter_folder, world)
-    again = Engine(model, adapter, config, ds_config, world)
-    started = dict(again.full_parameters(sorted(again.names)))
+    assembly = Assembly(model=model, adapter=adapter, hidden_key=None, recomputed_layers=0, kernels="torch")
+    again = Engine(assembly, config, ds_config, world)
+    started = dict(again.full_parameters(sorted(again.shapes())))
     differ = [name for name, value in trained.items() if value is not None and not torch.equal(value, started[name])]  # type: ignore[arg-type]
     return {"is_sharded": is_sharded, "differ": differ, "refusals": refusals, "num": len(trained)}
 

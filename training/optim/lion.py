@@ -5,6 +5,8 @@ DecoupledLionW): relative to the group's first learning rate lr0 ("initial_lr"),
 
     p <- p - (lr / lr0) * weight_decay * p - lr * sign(beta1 * m + (1 - beta1) * g)
     m <- beta2 * m + (1 - beta2) * g
+
+which is Lion with the usual decay weight_decay / lr0.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from training.optim.states import flag_of, materialised
 
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 26}
+_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 26}
 """Elements updated at a time: few enough for a processor's cache, and on a GPU for little memory beside the state."""
 
 
@@ -52,7 +54,7 @@ class LionW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every tensor that has a gradient."""
         for group in self.param_groups:
-            decay = group["weight_decay"] * group["lr"] / group["initial_lr"]
+            decay = group["weight_decay"] / group["initial_lr"]
             for tensor in group["params"]:
                 if tensor.grad is not None:
                     self._update(tensor, group["lr"], decay, *group["betas"])
@@ -65,8 +67,8 @@ class LionW(torch.optim.Optimizer):
         for weight, gradient, mean in zip(*(flat.split(size) for flat in flats), strict=True):
             if found_inf is not None:
                 gradient = torch.where(found_inf, mean, gradient)  # which leaves the mean as it is
-            change = mean.lerp(gradient, 1 - beta1).sign_().mul_(lr).add_(weight, alpha=decay)
+            change = mean.lerp(gradient, 1 - beta1).sign_().add_(weight, alpha=decay)
             if found_inf is not None:
                 change.mul_(~found_inf)
             mean.lerp_(gradient, 1 - beta2)
-            weight.sub_(change)
+            weight.sub_(change, alpha=lr)

@@ -77,7 +77,8 @@ class Replicated:
         for bucket in self._buckets:
             bucket.finish_reduction()
         shares = [bucket.share for bucket in self._buckets]
-        squares = torch.stack([share.square().sum(dtype=torch.float64) for share in shares]).sum()
+        norms = [torch.linalg.vector_norm(share, dtype=torch.float64) for share in shares]
+        squares = torch.stack(norms).square().sum()
         if self._world.size > 1:
             dist.all_reduce(squares)
         norm = (squares.sqrt() / self._world.size).float()
@@ -172,7 +173,7 @@ class Bucket:
             slice_size = math.ceil(parameter.numel() / world.size)
             self.places[parameter] = slice(width, width + slice_size)
             width += slice_size
-        # Padding stays 0 in all of it.
+        # Padding stays 0 in all of it. What is not padding is overwritten by a step's first micro-batch.
         self.gradients = torch.zeros(world.size, width, dtype=torch.float32, device=device)
         self.master = torch.zeros(width, dtype=torch.float32, device=device)
         for parameter in parameters:
@@ -182,7 +183,10 @@ class Bucket:
         self._weights: torch.Tensor | None = None
         self._share: torch.Tensor | None = None
         self._work: Any = None
+        self._missing = set(self.parameters)
+        """Parameters that the step has given no gradient yet."""
         self.taken = 0
+        """Parameters that the present backward has given gradients."""
 
     def _row(self, whole: torch.Tensor, rank: int) -> torch.Tensor:
         """The elements of a parameter, or of what has its shape, that belong to a rank."""
@@ -215,13 +219,21 @@ class Bucket:
         place = self.places[parameter]
         size, flat = place.stop - place.start, gradient.reshape(-1)
         full_rows = flat.numel() // size
-        self.gradients[:full_rows, place].add_(flat[: full_rows * size].view(full_rows, size))
+        pairs = [(self.gradients[:full_rows, place], flat[: full_rows * size].view(full_rows, size))]
         if rest := flat.numel() - full_rows * size:
-            self.gradients[full_rows, place][:rest].add_(flat[full_rows * size :])
+            pairs.append((self.gradients[full_rows, place][:rest], flat[full_rows * size :]))
+        for target, source in pairs:
+            if parameter in self._missing:
+                target.copy_(source)
+            else:
+                target.add_(source)
+        self._missing.discard(parameter)
         self.taken += 1
 
     def start_reduction(self) -> None:
         """Begin to sum each row on the rank that it belongs to."""
+        for parameter in self._missing:
+            self.gradients[:, self.places[parameter]].zero_()
         if self._ranks == 1:
             self._share = self.gradients[0]
             return
@@ -238,26 +250,27 @@ class Bucket:
 
     def start_gathering(self) -> None:
         """Begin to collect all ranks' masters, in the dtype of the weights."""
-        own = self.master.detach().to(self._dtype)
         if self._ranks == 1:
-            self._weights = own.unsqueeze(0)
             return
+        own = self.master.detach().to(self._dtype)
         self._weights = torch.empty(self._ranks, own.numel(), dtype=self._dtype, device=own.device)
-        self._work = _collective("all_gather_single", "all_gather_into_tensor")(self._weights.view(-1), own, async_op=True)
+        self._work = _collective("all_gather_single", "all_gather_into_tensor")(
+            self._weights.view(-1), own, async_op=True
+        )
 
     def finish_gathering(self) -> None:
         """Write what was collected into the parameters."""
         self.finish_reduction()
-        assert self._weights is not None
+        rows = self.master.detach().unsqueeze(0) if self._weights is None else self._weights
         for parameter, place in self.places.items():
             for rank in range(self._ranks):
                 target = self._row(parameter.detach(), rank)
-                target.copy_(self._weights[rank, place][: target.numel()])
+                target.copy_(rows[rank, place][: target.numel()])
         self._weights = None
 
     def clear(self) -> None:
         """Forget the gradients."""
-        self.gradients.zero_()
+        self._missing = set(self.parameters)
         self.master.grad = None
         self._share = None
 

@@ -219,9 +219,7 @@ class TestBaseModel:
 
     @pytest.mark.parametrize("value", ["off", "full", "auto", "1", "4"])
     def test_layers_to_recompute(self, value: str) -> None:
-        config = ModelConfig(activation_checkpointing=value)
-        assert list(config.problems()) == []
-        assert config.recomputed_layers(4) == {"off": 0, "full": 4, "auto": None, "1": 1, "4": 4}[value]
+        assert list(ModelConfig(activation_checkpointing=value).problems()) == []
 
     @pytest.mark.parametrize("value", ["", "on", "true", "0", "-1", "1.5", "\N{SUPERSCRIPT TWO}"])
     def test_no_number_of_layers_to_recompute(self, value: str) -> None:

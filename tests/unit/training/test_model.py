@@ -2,15 +2,27 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from training.attention import ATTENTION
 from training.config import ArchitectureConfig, ModelConfig
 from training.errors import ModelError
-from training.model import build_model, count_parameters, folder_fingerprint, load_base, random_model
+from training.model import (
+    base_fingerprint,
+    build_model,
+    check_precision,
+    count_parameters,
+    folder_fingerprint,
+    gathered,
+    random_model,
+)
+from training.world import World, detect_world
 
 SMALL = ArchitectureConfig(
     hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=40, max_positions=32
@@ -56,23 +68,87 @@ class TestRandomWeights:
         assert (model.lm_head.weight is model.model.embed_tokens.weight) == is_tied
 
 
+@pytest.fixture
+def alone() -> Iterator[World]:
+    """The only rank, in a process group of its own."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield detect_world({})
+    torch.distributed.destroy_process_group()
+
+
+def build(world: World, config: ModelConfig, precision: str = "fp32", **values: Any) -> Any:
+    return build_model(
+        config, precision=precision, seed=5, world=world,
+        **{"placement": "replicated", "ds_config": {}, "device": torch.device("cpu"), **values},
+    )  # fmt: skip
+
+
 class TestBuild:
-    def test_without_a_base_it_has_random_weights(self) -> None:
-        model = build_model(ModelConfig(architecture=SMALL), precision="bf16", ds_config={}, seed=5)
+    def test_without_a_base_it_has_random_weights(self, alone: World) -> None:
+        model = build(alone, ModelConfig(architecture=SMALL), "bf16")
         assert same_weights(model, random_model(SMALL, dtype=torch.bfloat16, seed=5))
         assert model.config.use_cache is False
-        assert not model.model.layers[0].gradient_checkpointing
+        assert model.config._attn_implementation == ATTENTION
+        assert not any(layer.gradient_checkpointing for layer in model.model.layers)
 
-    def test_activation_checkpointing_changes_no_gradient(self) -> None:
+    def test_a_base_has_the_settings_of_random_weights(self, alone: World, tmp_path: Path) -> None:
+        theirs = random_model(SMALL, dtype=torch.float32, seed=6)
+        theirs.save_pretrained(tmp_path)
+        model = build(alone, ModelConfig(base=str(tmp_path)), "bf16", attention="sdpa", recomputed_layers=2)
+        assert same_weights(model, theirs.bfloat16())
+        assert model.config.use_cache is False
+        assert model.config._attn_implementation == "sdpa"
+        assert all(layer.gradient_checkpointing for layer in model.model.layers)
+
+    def test_a_base_that_cannot_be_loaded_is_named(self, alone: World, tmp_path: Path) -> None:
+        random_model(SMALL, dtype=torch.float32, seed=6).save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(
+            ModelError, match=f'^model.base = "{re.escape(str(tmp_path))}": its safetensors can\'t be used:'
+        ):
+            build(alone, ModelConfig(base=str(tmp_path)))
+
+    def test_the_first_layers_are_recomputed_and_no_gradient_changes(self, alone: World) -> None:
         gradients = []
-        for is_on in (False, True):
-            config = ModelConfig(architecture=SMALL, activation_checkpointing=is_on)
-            model = build_model(config, precision="fp32", ds_config={}, seed=5).train()
-            assert model.model.layers[0].gradient_checkpointing == is_on
+        for layers in (0, 1, 2):
+            model = build(alone, ModelConfig(architecture=SMALL), recomputed_layers=layers).train()
+            assert [layer.gradient_checkpointing for layer in model.model.layers] == [k < layers for k in range(2)]
+            calls = [0, 0]
+            for k, layer in enumerate(model.model.layers):
+                layer.mlp.register_forward_pre_hook(lambda *_, k=k, calls=calls: calls.__setitem__(k, calls[k] + 1))
             model(input_ids=torch.arange(8)[None]).logits.logsumexp(-1).sum().backward()
+            assert calls == [2 if k < layers else 1 for k in range(2)]
             gradients.append([p.grad for p in model.parameters()])
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other)
+        for others in gradients[1:]:
+            for one, other in zip(gradients[0], others, strict=True):
+                assert torch.equal(one, other)
+
+
+class TestPrecision:
+    GPU = torch.device("cuda", 1)
+
+    def test_a_gpu_that_only_emulates_bf16_is_refused(self, alone: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Tesla V100 number {device.index}")
+        with pytest.raises(ModelError) as caught:
+            build(alone, ModelConfig(architecture=SMALL), "bf16", device=self.GPU)
+        assert str(caught.value) == (
+            'train.precision = "bf16": Tesla V100 number 1 does not compute in bfloat16; use "fp32"'
+        )
+        check_precision("fp32", self.GPU)
+        check_precision("bf16", torch.device("cpu"))
+
+    def test_a_gpu_that_has_bf16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+        check_precision("bf16", self.GPU)
+
+
+def test_a_whole_parameter_is_gathered_as_it_is() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    with gathered(parameter), torch.no_grad():
+        parameter += 1
+    assert parameter.tolist() == [1, 1, 1]
 
 
 class TestFingerprint:
@@ -92,6 +168,28 @@ class TestFingerprint:
         assert folder_fingerprint(None) is None
         assert folder_fingerprint("somebody/a-model") is None
 
+    def test_pickled_weights_count_where_there_are_no_others(self, tmp_path: Path) -> None:
+        (tmp_path / "pytorch_model.bin").write_bytes(b"one")
+        expected = hashlib.sha256(hashlib.sha256(b"one").digest()).hexdigest()
+        assert folder_fingerprint(tmp_path) == expected
+        (tmp_path / "model.safetensors").write_bytes(b"two")
+        assert folder_fingerprint(tmp_path) != expected
+
+    def test_a_base_has_that_of_its_folder(self, alone: World, tmp_path: Path) -> None:
+        for name in ("b", "a"):
+            (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+        assert base_fingerprint(str(tmp_path), alone) == folder_fingerprint(tmp_path)
+        for base in (None, "somebody/a-model"):
+            assert base_fingerprint(base, alone) is None
+
+    def test_a_file_that_may_not_be_read(self, alone: World, tmp_path: Path) -> None:
+        (tmp_path / "a.safetensors").mkdir()
+        with pytest.raises(ModelError) as caught:
+            base_fingerprint(str(tmp_path), alone)
+        assert str(caught.value) == (
+            f'model.base = "{tmp_path}": {tmp_path}/a.safetensors can\'t be read: Is a directory'
+        )
+
 
 class TestCounting:
     def test_total_and_trainable(self) -> None:
@@ -109,11 +207,3 @@ class TestCounting:
         assert count_parameters(model)["total"] == len(
             {(p.data_ptr(), i) for p in model.parameters() for i in range(p.numel())}
         )
-
-
-def test_a_base_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-    (tmp_path / "model.safetensors").touch()
-    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    with pytest.raises(ModelError, match=f'^model.base = "{re.escape(str(tmp_path))}": can\'t be loaded: '):
-        load_base(str(tmp_path), dtype=torch.float32, ds_config=settings)

@@ -188,6 +188,14 @@ def test_the_ranks_lanes_are_contiguous_and_each_lane_has_one_owner(size: int, s
     assert owned == list(range(size * share))
 
 
+@given(groups=st.integers(1, 16), group=st.integers(1, 8), share=st.integers(1, 16))
+def test_the_ranks_of_a_group_have_the_same_lanes(groups: int, group: int, share: int) -> None:
+    size = groups * group
+    lanes = [world(rank=rank, size=size).lanes(groups * share, group) for rank in range(size)]
+    assert lanes == [each for each in lanes[::group] for _ in range(group)]
+    assert [lane for each in lanes[::group] for lane in each] == list(range(groups * share))
+
+
 class TestThreads:
     def test_cores_are_shared_among_the_ranks_of_a_node(self) -> None:
         cores = len(os.sched_getaffinity(0))

@@ -1,0 +1,262 @@
+"""A plan as tables, or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.plan import cluster as known
+from launch.plan.cluster import Cluster
+from launch.plan.costs import Costs
+from launch.plan.goodput import Failures
+from launch.plan.options import Work, best_per_placement, fits, largest_micro_batch
+from training.config import Config, Kind
+from training.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_bytes
+
+NAMES = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What there is to say about a recipe on a cluster."""
+
+    config: Config
+    cluster: Cluster
+    work: Work
+    found: list[Costs]
+    """Of every placement and micro-batch."""
+    chosen: Costs | None
+    """The recommended one; None when nothing fits."""
+    others: dict[Kind, Costs | None]
+    """What would be recommended with other values of adapter.kind."""
+    larger: Cluster | None
+    """When nothing fits, the cluster of more nodes on which something does."""
+    checkpoint_every: int
+    """Steps."""
+    failures: Failures | None
+    """None when nothing fits."""
+    checkpoint_bytes: float
+    """Masters and optimizer states of what trains."""
+
+    @property
+    def overrides(self) -> str:
+        """What to add to the command that starts the run."""
+        assert self.chosen is not None
+        setup = self.chosen.setup
+        return (
+            f"--train.placement {setup.placement} --train.micro_batch_rows {setup.micro_batch_rows} "
+            f"--model.activation_checkpointing {setup.recomputed_layers or 'off'}"
+        )
+
+    @property
+    def goodput(self) -> float:
+        """Part of the time in which steps are taken that count."""
+        assert self.chosen is not None
+        assert self.failures is not None
+        return self.failures.goodput(self.checkpoint_every * self.chosen.step_seconds)
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run, without failures."""
+        assert self.chosen is not None
+        return self.config.train.steps * self.chosen.step_seconds / 3600
+
+
+def print_plan(plan: Plan, recipe: str) -> None:
+    """Print tables and the recommendation."""
+    console = Console(highlight=False)
+    cluster, model, work = plan.cluster, plan.work.setup.model, plan.work
+    console.print(
+        f"[bold]{recipe}[/bold]: {NAMES[plan.config.adapter.kind]}, {model.base_size + model.adapter_size:,} parameters, "
+        f"{model.size:,} of them train.\n{cluster.nodes} node(s) of {cluster.gpus_per_node} {cluster.gpu} with "
+        f"{cluster.memory_bytes / GiB:g} GB, of which a run may use {usable_bytes(cluster.memory_bytes) / GiB:.1f} GiB. "
+        f"{work.rows_per_step} rows of {work.setup.seq_len:,} tokens per step."
+    )
+    if work.forwards > 1:
+        console.print(f"HiddenKey: {work.forwards} forward and {work.backwards} backward pass(es) over every row.")
+    console.print()
+    console.print(_memory_table(plan))
+    if plan.chosen is not None:
+        console.print()
+        console.print(_step_table(plan))
+        console.print()
+    for line in _conclusion(plan):
+        console.print(line)
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("placement", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    columns = ("rows", "again", "weights", "grads", "states", "activ.", "other", "total", "free")
+    table = _table("GiB per GPU, by rows of a micro-batch, computing as few layers again as fit", columns)
+    for placement in dict.fromkeys(costs.setup.placement for costs in plan.found):
+        own = [costs for costs in plan.found if costs.setup.placement == placement]
+        # Larger micro-batches than the first that doesn't fit don't either.
+        shown = [costs for costs in own if fits(costs, plan.cluster)] or own[:1]
+        for costs in shown:
+            memory, setup = costs.memory, costs.setup
+            parts = (
+                memory.weights + memory.adapter, memory.gradients, memory.masters + memory.optimizer,
+                memory.activations, memory.head + memory.buffers, memory.total,
+            )  # fmt: skip
+            free = usable_bytes(plan.cluster.memory_bytes) - memory.total
+            table.add_row(
+                placement if costs is shown[0] else "", str(setup.micro_batch_rows), str(setup.recomputed_layers),
+                *(f"{part / GiB:.1f}" for part in parts),
+                f"{free / GiB:.1f}" if free >= 0 else f"[red]{free / GiB:.1f}[/red]",
+                style="bold" if costs is plan.chosen else None, end_section=costs is shown[-1],
+            )  # fmt: skip
+    return table
+
+
+def _step_table(plan: Plan) -> Table:
+    columns = ("rows", "GB sent", "comp.", "network", "step", "floor", "tok/s", "MFU", "hours")
+    table = _table("A step in seconds and per GPU, each placement at its best", columns)
+    for costs in best_per_placement(plan.found, plan.cluster):
+        if not fits(costs, plan.cluster):
+            continue
+        mfu = costs.flops / costs.setup.ranks / costs.step_seconds / plan.cluster.peak_flops
+        hours = plan.config.train.steps * costs.step_seconds / 3600
+        table.add_row(
+            costs.setup.placement, str(costs.setup.micro_batch_rows), f"{costs.wire_bytes / 1e9:.1f}",
+            f"{costs.compute_seconds:.2f}", f"{costs.network_seconds:.2f}", f"{costs.step_seconds:.2f}",
+            f"{costs.floor_seconds:.2f}", f"{costs.tokens_per_second_per_gpu:,.0f}", f"{mfu:.0%}", _hours(hours),
+            style="bold" if costs is plan.chosen else None,
+        )  # fmt: skip
+    return table
+
+
+def _conclusion(plan: Plan) -> Iterator[str]:
+    if plan.chosen is None or plan.failures is None:
+        yield from _nothing_fits(plan)
+        return
+    chosen, cluster, config = plan.chosen, plan.cluster, plan.config
+    yield (
+        f"FLOPs per step: {chosen.flops:.3g} ({chosen.flops / chosen.tokens / 1e9:.1f} GFLOP per token). "
+        f"Largest micro-batch that fits: {largest_micro_batch(plan.found, cluster)} row(s). "
+        f"A checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB."
+    )
+    for kind, costs in plan.others.items():
+        with_kind = f"With adapter.kind {kind} ({NAMES[kind]})"
+        if costs is None:
+            yield f"{with_kind}: nothing fits."
+            continue
+        yield (
+            f"{with_kind}: {costs.setup.placement}, {costs.setup.micro_batch_rows} row(s), "
+            f"{costs.memory.total / GiB:.1f} GiB, {costs.tokens_per_second_per_gpu:,.0f} tok/s/GPU."
+        )
+    yield ""
+    yield f"[bold]Take {plan.overrides}[/bold]"
+    yield _reason(plan)
+    tokens = config.train.steps * chosen.tokens
+    yield (
+        f"{config.train.steps:,} steps, {tokens:,} tokens: {chosen.tokens_per_second:,.0f} tokens/s, {_hours(plan.hours)} hours, "
+        f"{plan.hours * cluster.ranks:,.0f} GPU-hours without failures."
+    )
+    best = plan.failures.best_interval()
+    best_steps = max(1, round(best / chosen.step_seconds))
+    yield (
+        f"With a checkpoint every {plan.checkpoint_every:,} steps ({_minutes(plan.checkpoint_every * chosen.step_seconds)}) and a "
+        f"failure every {_hours(plan.failures.between / 3600)} hours, {plan.goodput:.1%} of the time counts: "
+        f"{_hours(plan.hours / plan.goodput)} hours, {plan.hours / plan.goodput * cluster.ranks:,.0f} GPU-hours. Best: every "
+        f"{best_steps:,} steps ({_minutes(best)}), {plan.failures.goodput(best):.1%}."
+    )
+
+
+def _reason(plan: Plan) -> str:
+    assert plan.chosen is not None
+    chosen, parts = plan.chosen, []
+    for costs in best_per_placement(plan.found, plan.cluster):
+        if costs is chosen:
+            continue
+        if not fits(costs, plan.cluster):
+            over = costs.memory.total - usable_bytes(plan.cluster.memory_bytes)
+            parts.append(f"{costs.setup.placement} lacks {over / GiB:.1f} GiB")
+            continue
+        ratio = costs.tokens_per_second / chosen.tokens_per_second - 1
+        speed = "as fast" if abs(ratio) < 0.005 else f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}"
+        parts.append(f"{costs.setup.placement} is {speed} and sends {costs.wire_bytes / 1e9:.3g} GB")
+    return (
+        f"It is the fastest that fits, or as fast and simpler: {chosen.wire_bytes / 1e9:.3g} GB sent per GPU and step, "
+        f"{chosen.setup.recomputed_layers} of {chosen.setup.model.shape.layers} layers computed again. {'; '.join(parts)}."
+    )
+
+
+def _nothing_fits(plan: Plan) -> Iterator[str]:
+    cluster = plan.cluster
+    yield "\n[bold red]Nothing fits.[/bold red] One row per micro-batch and all layers recomputed:"
+    for costs in best_per_placement(plan.found, cluster):
+        over = costs.memory.total - usable_bytes(cluster.memory_bytes)
+        yield f"  {costs.setup.placement} lacks {over / GiB:.1f} GiB per GPU ({costs.memory.total / GiB:.1f} needed)"
+    yield "What would fit:"
+    ways = []
+    if plan.larger is not None:
+        ways.append(f"  {plan.larger.nodes} nodes, {plan.larger.ranks} GPUs (--nodes {plan.larger.nodes})")
+    for kind, other in plan.others.items():
+        if other is not None:
+            ways.append(f"  {NAMES[kind]}: --adapter.kind {kind} --train.placement {other.setup.placement}")
+    smallest = min(plan.found, key=lambda costs: costs.memory.total)
+    needed = (smallest.memory.total + RESERVED_BYTES) / (1 - MARGIN) / GiB
+    ways.append(f"  GPUs of {math.ceil(needed)} GB, with {smallest.setup.placement}")
+    if plan.config.data.seq_len > 1024:
+        ways.append("  shorter rows (--data.seq_len), or more ranks per row (--train.sequence_parallel)")
+    yield from ways
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Everything as plain values: bytes, seconds, FLOPs."""
+    result: dict[str, Any] = {
+        "schema": 1,
+        "cluster": dataclasses.asdict(plan.cluster),
+        "parameters": {"total": plan.work.setup.model.base_size + plan.work.setup.model.adapter_size,
+                       "trained": plan.work.setup.model.size},
+        "usable_bytes": usable_bytes(plan.cluster.memory_bytes),
+        "options": [_costs_json(costs, plan) for costs in plan.found],
+        "recommended": None,
+        "constants": {"efficiency": known.EFFICIENCY, "exposed": known.EXPOSED, "per_doubling": known.DOUBLING},
+    }  # fmt: skip
+    if plan.chosen is not None and plan.failures is not None:
+        result["recommended"] = {
+            **_costs_json(plan.chosen, plan),
+            "overrides": plan.overrides.split(),
+            "steps": plan.config.train.steps,
+            "hours": plan.hours,
+            "gpu_hours": plan.hours * plan.cluster.ranks,
+            "goodput": plan.goodput,
+            "checkpoint_every_steps": plan.checkpoint_every,
+            "best_checkpoint_seconds": plan.failures.best_interval(),
+        }
+    return result
+
+
+def _costs_json(costs: Costs, plan: Plan) -> dict[str, Any]:
+    setup = costs.setup
+    return {
+        "placement": setup.placement, "micro_batch_rows": setup.micro_batch_rows,
+        "recomputed_layers": setup.recomputed_layers, "fits": fits(costs, plan.cluster),
+        "memory_bytes": {name: getattr(costs.memory, name) for name in (*PARTS, "host", "total")},
+        "flops": costs.flops, "wire_bytes": costs.wire_bytes, "compute_seconds": costs.compute_seconds,
+        "network_seconds": costs.network_seconds, "update_seconds": costs.update_seconds,
+        "step_seconds": costs.step_seconds, "floor_seconds": costs.floor_seconds,
+        "tokens_per_second": costs.tokens_per_second,
+        "tokens_per_second_per_gpu": costs.tokens_per_second_per_gpu,
+    }  # fmt: skip
