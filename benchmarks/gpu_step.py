@@ -1,7 +1,7 @@
 """A training step of LLaMA-2-7B on one GPU: ours with LoRA, MonteCLoRA and full finetuning, and transformers with PEFT.
 
-Random weights, rows of 4096 tokens that are one document each, bf16. Needs torch and transformers; PEFT's and Liger's parts are left out
-where they are not installed, DeepSpeed is not used. Parts, of which `--parts` chooses:
+Random weights, rows of 4096 tokens that are one document each, bf16. Needs torch, transformers and accelerate; what needs PEFT or Liger
+is left out where they are not installed, DeepSpeed is not used. Parts, of which `--parts` chooses:
 
   adapters   ours LoRA and MonteCLoRA, PEFT's LoRA, and the floor: forward, and the gradient of the input, of the frozen
              model with our attention and loss head. All in one process, one row per step, taking turns.
@@ -13,8 +13,8 @@ where they are not installed, DeepSpeed is not used. Parts, of which `--parts` c
   rows       ours LoRA with 2 and 4 rows per step
   noise      PEFT's MonteCLoRA
 
-Both sides train with fused AdamW and clip gradients. The JSON is written after every part. Without a GPU, or with --quick on a CPU,
-shapes are small, and the numbers show only that the script runs.
+Both sides train with fused AdamW and clip gradients. The JSON is written after every part. Without a GPU shapes are small, and the numbers show only that the
+script runs: its claims have no goal.
 
     python benchmarks/gpu_step.py --json PATH [--quick] [--parts adapters,profile,full]
 """
@@ -153,9 +153,7 @@ class Contender:
 class Ours(Contender):
     """This system's engine with a replicated placement."""
 
-    def __init__(
-        self, place: Place, kind: str, *, rows: int = 1, recomputed: int = 0, compiled: bool = False
-    ) -> None:
+    def __init__(self, place: Place, kind: str, *, rows: int = 1, recomputed: int = 0, compiled: bool = False) -> None:
         super().__init__(place, rows)
         config = Config(
             run=RunConfig(dir=Path("unused")),
@@ -370,8 +368,12 @@ def adapters(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     tokens = [float(place.seq_len)] * len(seconds["floor"])
     claims = [
         claim("lora_tokens_per_second", tokens, seconds["ours_lora"], ">=16000", "floor of the hardware"),
-        claim("monteclora_over_lora_tokens_per_second", seconds["ours_lora"], seconds["ours_monteclora"], ">=0.95", "ours"),
-        claim("lora_over_frozen_forward_and_backward", seconds["ours_lora"], seconds["floor"], "<=1.10", "ours, frozen"),
+        claim(
+            "monteclora_over_lora_tokens_per_second", seconds["ours_lora"], seconds["ours_monteclora"], ">=0.95", "ours"
+        ),
+        claim(
+            "lora_over_frozen_forward_and_backward", seconds["ours_lora"], seconds["floor"], "<=1.10", "ours, frozen"
+        ),
     ]
     if "peft_lora" in seconds:
         peer = f"transformers {transformers.__version__}, peft"
@@ -389,7 +391,10 @@ def adapters(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def profiles(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Where a LoRA step and the floor spend their time, and what lies between them."""
     found: dict[str, Any] = {}
-    makers: dict[str, Callable[[], Contender]] = {"floor": lambda: Floor(place), "ours_lora": lambda: Ours(place, "lora")}
+    makers: dict[str, Callable[[], Contender]] = {
+        "floor": lambda: Floor(place),
+        "ours_lora": lambda: Ours(place, "lora"),
+    }
     for name, make in makers.items():
         found[name] = where_time_goes(place, make(), name)
         release(place)
@@ -411,7 +416,9 @@ def full(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         fewest = layers_to_recompute(setup, usable_bytes(total))
         if fewest is None:
             need = estimate(Setup(**{**setup.__dict__, "recomputed_layers": setup.model.shape.layers})).total
-            raise NotHere(f"needs {need / 2**30:.0f} GiB with all layers recomputed, the GPU has {total / 2**30:.0f} GiB")
+            raise NotHere(
+                f"needs {need / 2**30:.0f} GiB with all layers recomputed, the GPU has {total / 2**30:.0f} GiB"
+            )
         recomputed = fewest
     print(f"full finetuning, ours: {recomputed} of {setup.model.shape.layers} layers recomputed")
     rounds: dict[str, list[dict[str, Any]]] = {"ours_full": [], "transformers_full": []}
@@ -427,7 +434,9 @@ def full(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     peer = f"transformers {transformers.__version__}"
     return {"recomputed_layers": recomputed, "rounds": rounds}, [
         claim("full_tokens_per_second", speeds["ours_full"], [1.0, 1.0], ">=9000", "floor of the hardware"),
-        claim("full_over_transformers_tokens_per_second", speeds["ours_full"], speeds["transformers_full"], ">=1.2", peer),
+        claim(
+            "full_over_transformers_tokens_per_second", speeds["ours_full"], speeds["transformers_full"], ">=1.2", peer
+        ),
     ]
 
 
@@ -518,8 +527,7 @@ def main() -> None:
         print(f"--- {part}", flush=True)
         try:
             content["parts"][part], claims = functions[part](place)
-            content["claims"] += claims
-            show(claims)
+            content["claims"] += claims if is_claim else [line | {"goal": "none"} for line in claims]
         except NotHere as reason:
             print(f"left out: {reason}")
             content["parts"][part] = {"left_out": str(reason)}
@@ -532,6 +540,7 @@ def main() -> None:
             write_json(asked.json, content)
     if not is_claim:
         print("small shapes on a CPU: the numbers are no claim")
+    show(content["claims"])
     leave_distributed()
     sys.exit(any("failed" in figures for figures in content["parts"].values()))
 

@@ -122,7 +122,9 @@ def measure(
     return results
 
 
-def step_claims(method: str, precision: str, suffix: str, results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def step_claims(
+    method: str, precision: str, suffix: str, results: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """Speed, memory and the same start."""
 
     def figures(name: str, figure: str) -> list[float]:
@@ -138,19 +140,13 @@ def step_claims(method: str, precision: str, suffix: str, results: dict[str, lis
         processor = claim("", figures("peer", "cpu_seconds"), figures(name, "cpu_seconds"), goal, PEER[method])
         claims.append(speed | {"processor_time": processor["ratio"]})
         print(f"  {speed['claim']}: {speed['ratio']:.2f}, by processor time {processor['ratio']:.2f}")
-        claims.append(
-            claim(
-                f"{method}_peak_memory_{name}_{suffix}",
-                figures(name, "peak_bytes"), figures("peer", "peak_bytes"), "<=1", PEER[method],
-            )  # fmt: skip
-        )
+        memory = f"{method}_peak_memory_{name}_{suffix}"
+        claims.append(claim(memory, figures(name, "peak_bytes"), figures("peer", "peak_bytes"), "<=1", PEER[method]))
         if precision == "fp32":
             ours, theirs = figures(name, "first_loss"), figures("peer", "first_loss")
             apart = [abs(a / b - 1) / SAME_LOSS for a, b in zip(ours, theirs, strict=True)]
             # In units of what they may differ by.
-            claims.append(
-                claim(f"{method}_first_loss_{name}_{suffix}", apart, [1.0] * len(apart), "<=1", PEER[method])
-            )
+            claims.append(claim(f"{method}_first_loss_{name}_{suffix}", apart, [1.0] * len(apart), "<=1", PEER[method]))
     return claims
 
 
@@ -158,7 +154,19 @@ def traffic_claims(base: Path, size: Size, scratch: Path) -> tuple[list[dict[str
     """Bytes per rank of a LoRA step with a replicated base, over those of ZeRO-3."""
     counted = {
         name: step(
-            name, base, size, scratch, "--method", "lora", "--precision", "bf16", "--steps", 1, "--warm-up", 1, "--count"
+            name,
+            base,
+            size,
+            scratch,
+            "--method",
+            "lora",
+            "--precision",
+            "bf16",
+            "--steps",
+            1,
+            "--warm-up",
+            1,
+            "--count",
         )["traffic"]
         for name in ("peer", "ours_zero3", "ours_replicated")
     }
@@ -211,7 +219,9 @@ export = false
         scratch=scratch, timeout=1200, ranks=RANKS,
     )  # fmt: skip
     print(f"  a run from {documents['documents']} documents with the {label} tokenizer: {result}")
-    waited = claim("data_wait_of_step_time", [sum(result["data_seconds"])], [sum(result["step_seconds"])], "<=0.01", "ours")
+    waited = claim(
+        "data_wait_of_step_time", [sum(result["data_seconds"])], [sum(result["step_seconds"])], "<=0.01", "ours"
+    )
     return waited, result
 
 

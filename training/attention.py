@@ -170,6 +170,9 @@ def _dense(
     dropout: float,
     is_causal: bool = False,
 ) -> Tensor:
+    if mask is not None:
+        # Fused kernels that take a mask do not share key heads.
+        key, value = _per_query_head(query, key), _per_query_head(query, value)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -178,6 +181,7 @@ def _dense(
 
 
 def _per_query_head(query: Tensor, x: Tensor) -> Tensor:
+    """Keys or values once per query head."""
     return x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 

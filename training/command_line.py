@@ -19,6 +19,8 @@ from training.recipe import ConfigError, load_config
 from training.record import directory_problems
 from training.world import World, WorldError, detect_world
 
+NO_DS_CONFIG = "--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json"
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_CONFIGURATION = 2
@@ -53,6 +55,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     ds_config: dict[str, Any] = {}
     if known.recipe is None:
         problems.append("--recipe is missing: the TOML file of the run, such as recipes/demo.toml")
+        problems += [] if known.ds_config else [NO_DS_CONFIG]
     if known.ds_config is not None:
         ds_config, ds_problems = read_ds_config(known.ds_config)
         problems += ds_problems
@@ -90,7 +93,7 @@ def ds_config_problems(config: Config, path: Path | None) -> list[str]:
     """Only a model that is replicated is trained without DeepSpeed."""
     if path is not None or config.train.placement == "replicated":
         return []
-    return ["--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json"]
+    return [NO_DS_CONFIG]
 
 
 def node_problems(config: Config, world: World | None) -> list[str]:

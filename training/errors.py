@@ -10,4 +10,8 @@ class ModelError(ValueError):
 
 
 class NonFiniteGradients(ValueError):
-    """Gradients stayed non-finite for train.max_skipped_steps steps in a row."""
+    """Loss or gradients stayed non-finite for train.max_skipped_steps steps in a row."""
+
+
+class LossSpikes(ValueError):
+    """The loss spiked more than train.max_skipped_steps times since the same checkpoint."""

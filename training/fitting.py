@@ -175,11 +175,9 @@ def what_would_fit(setup: Setup, kind: Kind, config: Config, bytes_per_device: f
             host = estimate(other).host
             beside = f" (with {host / GiB:.0f} GiB of host memory per rank)" if host else ""
             ways.append(f"--train.placement {placement}{beside}")
-    for placement in dict.fromkeys(("zero3", setup.placement)):
-        needed = _ranks_needed(dataclasses.replace(setup, placement=placement), bytes_per_device)
-        if needed is not None and needed > setup.ranks:
-            ways.append(f"{needed} ranks with {placement}")
-            break
+    shared = dataclasses.replace(setup, placement="zero3")
+    if estimate(shared).states > bytes_per_device and (needed := _ranks_needed(shared, bytes_per_device)) is not None:
+        ways.append(f"{needed} ranks with zero3")
     if kind == "none":
         lora = dataclasses.replace(config.adapter, kind="lora").build()
         placements = ("replicated", "zero3")

@@ -10,7 +10,7 @@ from training.batches import HASH_SIZE, StepBatch, chain_hash
 from training.config import Config
 from training.display import Display
 from training.engine import Engine, StepResult
-from training.errors import NonFiniteGradients
+from training.errors import LossSpikes, NonFiniteGradients
 from training.evaluation import Evaluation
 from training.meter import Meter
 from training.monitors import Monitors
@@ -160,8 +160,8 @@ def go_back(
     step, skipped = progress.step, progress.skipped_steps
     rewinds, in_a_row, seconds = progress.rewinds + 1, progress.rewinds_in_a_row + 1, progress.seconds
     if in_a_row > config.train.max_skipped_steps:
-        raise NonFiniteGradients(
-            f"the loss spiked {in_a_row} times since the checkpoint of the same step, last at step {step} with "
+        raise LossSpikes(
+            f"the loss spiked {in_a_row} times since the checkpoint of step {saver.saved_step}, last at step {step} with "
             f"{result.loss:.3f}; start a new run (another run.dir) with a lower optim.lr, or with a larger train.spike_guard"
         )
     report(engine, batch, "spike", step, result, watchers)

@@ -30,12 +30,12 @@ from training.command_line import (
     parse_command_line,
 )
 from training.config import Config
-from training.errors import CheckpointError, ModelError, NonFiniteGradients
+from training.errors import CheckpointError, LossSpikes, ModelError, NonFiniteGradients
 from training.recipe import ConfigError
 from training.stopping import StopRequest
 from training.world import World, limit_threads
 
-USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError, ModelError, NonFiniteGradients)
+USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError, ModelError, NonFiniteGradients, LossSpikes)
 """What a user can put right; everything else keeps its traceback."""
 
 

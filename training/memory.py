@@ -22,7 +22,7 @@ GiB = 2**30
 WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
 NUM_STATES = {"adamw": 2, "lionw": 1, "muon": 1}
 """fp32 optimizer states of a trained weight (with muon of a matrix inside the decoder layers; others have AdamW's two)."""
-HEAD_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+HEAD_CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 512 * 2**20}
 """fp32 logits that the loss head makes at a time (training.loss_head)."""
 RESERVED_BYTES = 2 * GiB
 """Of a GPU that a run can't use: the CUDA context, NCCL's and cuBLAS' buffers."""
@@ -252,15 +252,13 @@ def _head(setup: Setup) -> tuple[float, float]:
     kept = b * targets * hidden
     chunk = vocab * min(targets, max(1, HEAD_CHUNK_BYTES[setup.device] // (4 * vocab)))
     # Logits and log-probabilities in fp32, the latter rounded.
-    first = chunk * (8 if b == 4 else 10)
-    # While the logits of the next chunk are made, those of the last are still there.
-    following = chunk * (12 if b == 4 else 16) if chunk < vocab * targets else 0
+    now = chunk * (8 if b == 4 else 10)
     if (EMBEDDING if model.shape.is_tied else "lm_head.weight") in model.parameters:
         kept += 4 * vocab * hidden
         # The product that is added to the weight's gradient, which the CPU makes fp32 of first.
-        first += vocab * hidden * (0 if b == 4 else 6 if setup.device == "cpu" else 2)
+        now += vocab * hidden * (0 if b == 4 else 6 if setup.device == "cpu" else 2)
     # And the final norm's output, and its rows with a target.
-    return kept, max(first, following) + b * hidden * (setup.tokens + targets)
+    return kept, now + b * hidden * (setup.tokens + targets)
 
 
 def _activations(setup: Setup) -> tuple[float, float]:
@@ -268,7 +266,7 @@ def _activations(setup: Setup) -> tuple[float, float]:
     shape, b, tokens = setup.model.shape, setup.weight_bytes, setup.tokens
     layers = [_layer_bytes(setup, k) for k in range(shape.layers)]
     recomputed = min(setup.recomputed_layers, shape.layers)
-    kept = sum(layers[recomputed:]) + b * shape.hidden * sum(size > 0 for size in layers[:recomputed])
+    kept = sum(layers[recomputed:]) + b * shape.hidden * recomputed
     # The final norm, and the rotations of queries and keys.
     kept += (4 + b * ("model.norm.weight" in setup.model.parameters)) * shape.hidden + 2 * b * shape.head_dim
     kept_now = max(layers[:recomputed], default=0.0) if recomputed == shape.layers else 0.0
@@ -287,9 +285,12 @@ def _layer_bytes(setup: Setup, layer: int) -> float:
     gate, up, down = (f"{own}.mlp.{name}_proj" for name in ("gate", "up", "down"))
     total = 0
     for norm in ("input_layernorm", "post_attention_layernorm"):
-        # torch's keeps its input in fp32 and, if it trains, what its weight multiplies; Liger's its input.
+        # torch's keeps its input in fp32 if that has a gradient, and, if it trains, what its weight multiplies; Liger's
+        # its input. Nothing trains before the first layer's.
+        has_gradient = layer > model.first_layer or norm != "input_layernorm" or EMBEDDING in model.parameters
         trains = f"{own}.{norm}.weight" in model.parameters
-        total += (b if setup.kernels == "liger" else 4 + b * trains) * shape.hidden
+        torch_keeps = 4 * has_gradient + b * trains
+        total += (b * (has_gradient or trains) if setup.kernels == "liger" else torch_keeps) * shape.hidden
     total += b * shape.hidden * (model.keeps_input(query, key, value) + model.keeps_input(gate, up))
     # Rotated queries and keys, values, the output; on the CPU documents are put together in a copy of it.
     attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim

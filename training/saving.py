@@ -36,7 +36,8 @@ class Saver:
         self._engine, self._batches, self._config = engine, batches, config
         self._record, self._display = record, display
         self._stall_seconds = 0.0
-        self._saved_step: int | None = None
+        self.saved_step: int | None = None
+        """Step of the newest checkpoint that this start has written or read."""
 
     @property
     def root(self) -> Path:
@@ -45,7 +46,7 @@ class Saver:
 
     def save(self, progress: Progress, *, keep_all: bool = False) -> None:
         """Write a checkpoint of the current step, unless there is one; older ones than checkpoint.keep are deleted."""
-        if self._saved_step == progress.step:
+        if self.saved_step == progress.step:
             return
         began = time.perf_counter()
         engine, world = self._engine, self._engine.world
@@ -61,7 +62,7 @@ class Saver:
             checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), keep)
         engine.barrier()
         self._stall_seconds += time.perf_counter() - began
-        self._saved_step = progress.step
+        self.saved_step = progress.step
         self._record.update(last_checkpoint=progress.step, data=self.data_counts())
         log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
 
@@ -132,7 +133,7 @@ class Saver:
         engine.load_local_state(state, found.manifest["optimizer_steps"])
         for name, value in found.manifest["progress"].items():
             setattr(progress, name, value)
-        self._saved_step = progress.step
+        self.saved_step = progress.step
 
     def take_stall_seconds(self) -> float:
         """Seconds that training stood still for saving since the last call."""

@@ -25,7 +25,9 @@ def main() -> int:
     if code == 0 and os.environ["RANK"] == "0":
         metrics = (Path(asked.recipe).parent / "run" / "metrics.jsonl").read_text()
         lines = [line for line in map(json.loads, metrics.splitlines()) if line["step"] > asked.after]
-        result = {name: [line[name] for line in lines] for name in ("step_seconds", "data_seconds", "tokens_per_second")}
+        result = {
+            name: [line[name] for line in lines] for name in ("step_seconds", "data_seconds", "tokens_per_second")
+        }
         print(json.dumps(result), flush=True)
     return code
 

@@ -17,14 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_pipeline.config import DataConfig
 from data_pipeline.stream.token_stream import Row
-from monteclora import attach_adapter
 from training import placements
+from training.assembly import assemble
 from training.batches import take_step
 from training.config import AdapterConfig, Config, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from training.distributed import init_distributed, sum_over_ranks
-from training.assembly import Assembly
 from training.engine import Engine
-from training.model import build_model
 from training.world import World, detect_world
 
 
@@ -62,20 +60,12 @@ def main() -> None:
     device = init_distributed(world)
     ds_config = placements.prepare(config, json.loads(asked.ds_config.read_text()), world)
     clock = steps.Clock(asked.warm_up)
-    model = build_model(
-        config.model, placement=config.train.placement, precision=config.train.precision, ds_config=ds_config,
-        seed=0, world=world, device=device,
-    )  # fmt: skip
-    adapter_config = config.adapter.build()
-    adapter = attach_adapter(model, adapter_config, seed=0) if adapter_config else None
-    engine = Engine(
-            Assembly(model=model, adapter=adapter, hidden_key=None, recomputed_layers=0, kernels="torch"),
-            config, ds_config, world,
-        )  # fmt: skip
+    assembly = assemble(config, ds_config, world, device)
+    engine = Engine(assembly, config, ds_config, world)
     rows = steps.make_rows(
         config.train.steps * config.train.global_batch_rows,
         seq_len=asked.seq_len,
-        vocab_size=model.config.vocab_size,
+        vocab_size=assembly.model.config.vocab_size,
         document=asked.document,
         masked=asked.masked,
     )
@@ -85,7 +75,9 @@ def main() -> None:
     for step in range(config.train.steps):
         profiler = steps.profiler(asked) if step == config.train.steps - 1 else contextlib.nullcontext()
         with profiler:
-            batch = take_step(mine, num_rows=len(world.lanes(config.train.global_batch_rows)), micro_batch_rows=asked.micro)
+            batch = take_step(
+                mine, num_rows=len(world.lanes(config.train.global_batch_rows)), micro_batch_rows=asked.micro
+            )
             (targets,) = sum_over_ranks([batch.num_targets])
             result = engine.step(batch, step, targets=int(targets))
             first_loss = first_loss or result.loss

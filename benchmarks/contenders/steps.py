@@ -164,7 +164,11 @@ def profiler(asked: argparse.Namespace) -> Iterator[None]:
         return
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         yield
-    asked.profile.write_text(profiled.key_averages(group_by_input_shape=True).table(sort_by="self_cpu_time_total", row_limit=60, max_shapes_column_width=120))
+    asked.profile.write_text(
+        profiled.key_averages(group_by_input_shape=True).table(
+            sort_by="self_cpu_time_total", row_limit=60, max_shapes_column_width=120
+        )
+    )
 
 
 def leave() -> None:

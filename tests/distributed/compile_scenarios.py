@@ -19,7 +19,7 @@ def compiled_and_not(recipe: str, cases: dict[str, list[str]], steps: int) -> di
         torch._dynamo.reset()
         counters.clear()
         runs = [Run(recipe, [*overrides, "--train.placement", "replicated"], world) for _ in range(2)]
-        compile_layers(runs[1].engine.model)  # type: ignore[arg-type]
+        compile_layers(runs[1].engine.model)
         curves: list[list[list[float]]] = [[], []]
         graphs = []
         for step in range(steps):

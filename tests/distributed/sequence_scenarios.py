@@ -9,66 +9,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data_pipeline import TokenStream
-from tests.distributed.scenarios import CPU_JSON, attach, start
-from training import placements
+from tests.distributed.scenarios import Run, start
 from training.attention import ATTENTION
-from training.batches import HASH_SIZE, chain_hash, take_step
 from training.checkpoint import write_shard
-from training.distributed import device_of, sum_over_ranks
-from training.ds_json import read_ds_config
-from training.assembly import Assembly
-from training.engine import Engine
-from training.model import build_model
-from training.recipe import load_config
-from training.sequence_parallel import SequenceGroup, exchange, shard_step, use_shared_rows
+from training.progress import Progress
+from training.sequence_parallel import SequenceGroup, exchange
 from training.world import World
 
 
-class SharedRun:
-    """An engine whose rows are shared by groups of ranks."""
-
-    def __init__(self, recipe: str, overrides: list[str], world: World, group: SequenceGroup, recomputed: int) -> None:
-        self.config = config = load_config(Path(recipe), overrides, world_size=world.size)
-        self.group = group
-        ds_config = placements.prepare(config, read_ds_config(CPU_JSON)[0], world)
-        model = build_model(
-            config.model, placement=config.train.placement, precision="fp32", ds_config=ds_config, seed=config.run.seed,
-            world=world, device=device_of(world), attention=use_shared_rows(group), recomputed_layers=recomputed,
-        )  # fmt: skip
-        adapter, _ = attach(model, config)
-        self.engine = Engine(
-            Assembly(model=model, adapter=adapter, hidden_key=None, recomputed_layers=0, kernels="torch"),
-            config, ds_config, world,
-        )  # fmt: skip
-        num_lanes = config.train.global_batch_rows
-        lanes = world.lanes(num_lanes, group.size)
-        self.stream = TokenStream(config.data, num_lanes=num_lanes, lanes=lanes, seed=config.run.seed)
-        self.rows, self.hash = iter(self.stream), ""
-
-    def train(self, steps: int) -> list[list[Any]]:
-        """[loss, gradient norm, penalty, data hash] of each step."""
-        return [self.step(step) for step in range(steps)]
-
-    def step(self, step: int) -> list[Any]:
-        micro_rows = self.config.train.micro_batch_rows
-        whole = take_step(self.rows, num_rows=len(self.stream.lanes), micro_batch_rows=micro_rows)
-        batch = shard_step(whole, self.group.rank, self.group.size)
-        targets, hash_sum = (int(x) for x in sum_over_ranks([batch.num_targets, batch.row_hash]))
-        result = self.engine.step(batch, step, targets=targets)
-        self.hash = chain_hash(self.hash, hash_sum % HASH_SIZE)
-        return [result.loss, result.grad_norm, result.penalty, self.hash]
-
-
-def shared_rows(recipe: str, cases: dict[str, dict[str, Any]], steps: int, size: int, folder: str) -> dict[str, Any]:
+def shared_rows(recipe: str, cases: dict[str, list[str]], steps: int, size: int, folder: str) -> dict[str, Any]:
     """Train several configurations on groups of `size` ranks; every rank writes its slices of the state to `folder`."""
     world = start()
-    group = SequenceGroup(world, size)
-    found: dict[str, Any] = {"exchange": exchanged(group)}
-    for name, case in cases.items():
-        overrides = [*case["overrides"], "--train.sequence_parallel", str(size)]
-        run = SharedRun(recipe, overrides, world, group, case.get("recomputed", 0))
-        found[name] = {"curve": run.train(steps), "shapes": run.engine.shapes(), "evaluation": evaluated(run, world)}
+    found: dict[str, Any] = {"exchange": exchanged(SequenceGroup(world, size))}
+    for name, overrides in cases.items():
+        shared = ["--train.sequence_parallel", str(size), "--run.dir", f"{folder}/run-{name}"]
+        run = Run(recipe, [*overrides, *shared], world)
+        found[name] = {"curve": run.train(0, steps), "evaluation": evaluated(run, world)}
+        run.saver().save(Progress(step=steps, data_hash=run.hash))
         shard = Path(folder) / name
         shard.mkdir(exist_ok=True, parents=True)
         write_shard(shard, run.engine.local_state(), world.rank, world.size)
@@ -89,7 +46,7 @@ def exchanged(group: SequenceGroup) -> dict[str, list[int]]:
     return {"shape": list(y.shape), "y": y.flatten().int().tolist(), "grad": x.grad.flatten().int().tolist()}
 
 
-def evaluated(run: SharedRun, world: World) -> float:
+def evaluated(run: Run, world: World) -> float:
     """Largest difference of logits of rows of this rank alone to those of a model with the same weights; of the replicated
     placement only, whose ranks can go through a model a different number of times.
     """

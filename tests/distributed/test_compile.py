@@ -26,7 +26,7 @@ def found(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
         return run_ranks(
             "tests.distributed.compile_scenarios:compiled_and_not", 1, recipe=str(tiny_recipe), cases=CASES, steps=STEPS,
-            timeout=600,
+            timeout=540,
         )[0]  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_pipeline.stream.state import lanes_of
 from tests.distributed.scenarios import Plain
 from tests.ranks import run_ranks
 from training.checkpoint import shard_name
@@ -19,11 +22,11 @@ pytestmark = pytest.mark.dist
 
 STEPS = 3
 REPLICATED = ("--train.placement", "replicated")
-CASES: dict[str, dict[str, Any]] = {
-    "full": {"overrides": ["--adapter.kind", "none", *REPLICATED]},
-    "zero3": {"overrides": ["--adapter.kind", "none"], "recomputed": 2},
-    "lora": {"overrides": ["--adapter.kind", "lora", *REPLICATED], "recomputed": 1},
-    "monteclora": {"overrides": ["--adapter.kind", "monteclora", *REPLICATED]},
+CASES = {
+    "full": ["--adapter.kind", "none", *REPLICATED],
+    "zero3": ["--adapter.kind", "none", "--model.activation_checkpointing", "full"],
+    "lora": ["--adapter.kind", "lora", *REPLICATED, "--model.activation_checkpointing", "1"],
+    "monteclora": ["--adapter.kind", "monteclora", *REPLICATED],
 }
 SIZE = 2
 WORLDS = (2, 4)
@@ -45,8 +48,8 @@ def shared(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="module")
 def plain(tiny_recipe: Path) -> dict[str, tuple[list[list[Any]], dict[str, Tensor]]]:
     found = {}
-    for name, case in CASES.items():
-        run = Plain(str(tiny_recipe), case["overrides"])
+    for name, overrides in CASES.items():
+        run = Plain(str(tiny_recipe), overrides)
         found[name] = (run.train(STEPS), dict(run.state()))
     return found
 
@@ -70,7 +73,17 @@ def test_every_gradient_is_that_of_whole_rows(
         largest = float(value.abs().max())
         # Where a gradient is nearly 0, its rounding decides the size of AdamW's step: a twentieth of one is allowed.
         tolerance = 5e-3 / 20 if "/" not in key else 3e-5 * largest + 1e-9
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=tolerance, msg=partial("{}: {}".format, key))
+
+
+def test_a_checkpoint_has_every_lane_once(shared: dict[int, tuple[list[Any], Path]]) -> None:
+    streams = []
+    for _, folder in shared.values():
+        manifest = json.loads((folder / "run-lora" / "checkpoints" / str(STEPS) / "MANIFEST.json").read_text())
+        streams.append(manifest["stream"])
+    # Which are the same however many ranks share a row, and however many groups there are.
+    assert streams[0] == streams[1]
+    assert len(lanes_of(streams[0])) == 8
 
 
 def test_rows_of_a_rank_alone_are_evaluated_without_the_others(shared: dict[int, tuple[list[Any], Path]]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -8,12 +9,25 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from launch.plan import PlanError, make_plan, shape_of
+from launch.__main__ import main
+from launch.plan import cluster as known
+from launch.plan.cluster import Cluster, memory_of
+from launch.plan.command import add_arguments, cluster_of, work_of
+from launch.plan.costs import costs_of
+from launch.plan.goodput import Failures
+from launch.plan.options import Work, best_per_placement, enough_nodes, fits, options, recommend
+from launch.plan.shapes import SHAPES as KNOWN
+from launch.plan.shapes import PlanError, known_shape, shape_of
 from monteclora import attach_adapter
+from monteclora.config import LoRAConfig
 from tests.unit.training.minimal import minimal_config, write_base
-from tests.unit.training.test_shape import LLAMA_2_7B, SHAPES, llama
+from tests.unit.training.test_shape import LLAMA_2_7B, LLAMA_3_8B, SHAPES, llama
+from training.communication import Collective
 from training.config import AdapterConfig, Config
+from training.flops import step_flops
+from training.memory import GiB, Setup, Trained, ZeroOptions, estimate, usable_bytes
 from training.model import count_parameters
+from training.recipe import ConfigError
 from training.shape import Shape
 
 TARGETS = {
@@ -28,6 +42,14 @@ MORE: dict[str, dict[str, Any]] = {
     "norms in full": {"modules_to_save": ("*norm",)},
     "a block in full": {"modules_to_save": ("model.layers.0", "norm")},
 }
+EIGHT = Cluster(
+    nodes=1, gpus_per_node=8, gpu="H100", memory_bytes=memory_of(80), peak_flops=989e12, between=50e9, inside=361e9
+)
+ZERO = ZeroOptions(reduce_bucket=16_777_216, prefetch_bucket=15_099_494, persistence_threshold=3_670_016)
+
+
+def work(adapter: LoRAConfig | None = None, rows: int = 192, shape: Shape = LLAMA_2_7B) -> Work:
+    return Work(setup=Setup(model=Trained(shape, adapter), zero=ZERO), rows_per_step=rows)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -48,51 +70,34 @@ class TestRealModels:
         real = LlamaForCausalLM(SHAPES[name])
         if kind != "none":
             attach_adapter(real, dataclasses.replace(adapter, kind=kind).build())  # type: ignore[arg-type]
-        plan = make_plan(config, shape_of(config), 1, kind)
+        model = work_of(config, shape_of(config), kind, ZERO).setup.model
         counted = count_parameters(real)
-        assert (plan.total_parameters, plan.trainable_parameters) == (counted["total"], counted["trainable"])
-
-
-class TestCosts:
-    def plan(self, folder: Path, kind: str, ranks: int, *overrides: str) -> Any:
-        config = minimal_config(folder, *overrides)
-        return make_plan(config, LLAMA_2_7B, ranks, kind)
-
-    def test_full_finetuning_in_bf16_is_18_bytes_a_parameter_shared_by_the_ranks(self, tmp_path: Path) -> None:
-        plan = self.plan(tmp_path, "none", 4)
-        assert plan.state_bytes_per_rank == 6_738_415_616 * (2 + 4 + 4 + 8) / 4
-        assert plan.checkpoint_bytes == 6_738_415_616 * 12
-
-    def test_in_fp32_the_weights_are_twice_as_large(self, tmp_path: Path) -> None:
-        bf16 = self.plan(tmp_path, "none", 1).state_bytes_per_rank
-        assert (
-            self.plan(tmp_path, "none", 1, "--train.precision", "fp32").state_bytes_per_rank - bf16 == 2 * 6_738_415_616
-        )
-
-    def test_an_adapter_has_states_for_itself_only(self, tmp_path: Path) -> None:
-        plan = self.plan(tmp_path, "lora", 2, "--adapter.rank", "16")
-        # r (in + out) over the seven linears of 32 layers: 4 of 4096 x 4096 and 3 of 4096 x 11008.
-        trained = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
-        assert plan.trainable_parameters == trained == 39_976_960
-        assert plan.state_bytes_per_rank == (2 * (6_738_415_616 + trained) + 16 * trained) / 2
-        assert plan.checkpoint_bytes == 12 * trained
-        monteclora = self.plan(tmp_path, "monteclora", 2, "--adapter.rank", "16", "--adapter.num_samples", "4")
-        assert monteclora.trainable_parameters - trained == 32 * 7 * (16 + 4)
-
-    def test_batches_and_tokens(self, tmp_path: Path) -> None:
-        plan = self.plan(tmp_path, "none", 2, "--train.micro_batch_rows", "3")
-        assert plan.micro_batches_per_step == 2
-        assert plan.tokens_per_step == 12 * 64
-        assert plan.tokens == 20 * 12 * 64
+        assert (model.base_size + model.adapter_size, model.size) == (counted["total"], counted["trainable"])
 
 
 class TestShapes:
-    def test_a_hub_names_shape_is_not_known_here(self, tmp_path: Path) -> None:
+    def test_published_sizes(self) -> None:
+        sizes = {name: known_shape(name).num_parameters() for name in KNOWN}
+        assert sizes == {
+            "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
+            "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+        }  # fmt: skip
+        assert (known_shape("llama-2-7b"), known_shape("llama-3-8b")) == (LLAMA_2_7B, LLAMA_3_8B)
+
+    @pytest.mark.parametrize(
+        ("base", "hint"),
+        [
+            ("somebody/a-model", "--shape with one of llama-2-7b, llama-2-13b, "), ("/none/Llama-2-7b-hf", "--shape llama-2-7b, "),
+            ("meta-llama/Llama-3.1-8B", "--shape llama-3-8b, "), ("meta-llama/Llama-2-70b-hf", "--shape llama-2-70b, "),
+        ],
+    )  # fmt: skip
+    def test_one_that_is_not_known_here(self, tmp_path: Path, base: str, hint: str) -> None:
         config = minimal_config(tmp_path)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, base="somebody/a-model"))
-        message = "^model.base = 'somebody/a-model' has no config.json here; download the model and give its folder$"
-        with pytest.raises(PlanError, match=message):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
+        with pytest.raises(PlanError) as caught:
             shape_of(config)
+        assert str(caught.value).startswith(f"model.base = {base!r} has no config.json here; give {hint}")
+        assert str(caught.value).endswith("or download the model and give its folder")
 
     def test_an_adapter_with_nothing_to_adapt(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
@@ -101,7 +106,7 @@ class TestShapes:
         with pytest.raises(
             PlanError, match=r"^adapter\.targets 'query' matches no linear layer; .*; adapter\.targets 'value'"
         ):
-            make_plan(dataclasses.replace(config, adapter=adapter), shape, 1, "lora")
+            work_of(dataclasses.replace(config, adapter=adapter), shape, "lora", ZERO)
 
     def test_another_kind_of_model(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
@@ -114,3 +119,282 @@ class TestShapes:
         config = minimal_config(tmp_path)
         (tmp_path / "base" / "config.json").write_text(json.dumps(llama(head_dim=12).to_dict()))
         assert shape_of(config).head_dim == 12
+
+
+class TestNetwork:
+    def test_large_messages_inside_a_node(self) -> None:
+        gathered = Collective(name="", size=13.48e9, ranks=8)
+        # 13.48 GB x 7/8 at 361 GB/s.
+        assert EIGHT.seconds(gathered, 1e12) == pytest.approx(0.0327, rel=0.01)
+
+    def test_between_nodes_the_nics_share_the_load(self) -> None:
+        cluster = dataclasses.replace(EIGHT, nodes=8)
+        # (8 - 1) / 8 of 13.48 GB through 8 NICs of 36.5 GB/s.
+        assert cluster.seconds(Collective(name="", size=13.48e9, ranks=64), 1e12) == pytest.approx(0.0404, rel=0.01)
+
+    def test_small_messages_are_slow(self) -> None:
+        cluster = dataclasses.replace(EIGHT, nodes=8)
+        sent = Collective(name="", size=13.48e9, ranks=64)
+        # Measured: 6 of 36.5 GB/s at 16 MiB.
+        assert cluster.seconds(sent, 16 * 2**20) / cluster.seconds(sent, 1e12) == pytest.approx(36.5 / 6, rel=0.02)
+
+    def test_nobody_to_send_to(self) -> None:
+        assert EIGHT.seconds(Collective(name="", size=1e9, ranks=1), 1e6) == 0
+
+
+class TestCosts:
+    def test_a_step_by_hand(self) -> None:
+        setup = dataclasses.replace(work().setup, placement="replicated", ranks=8, recomputed_layers=16)
+        costs = costs_of(setup, EIGHT, rows_per_step=192, forwards=1, backwards=1)
+        tokens = 192 * 4096
+        numbers = {"tokens": tokens, "pairs": 192 * 4096 * 4097 / 2}
+        flops = step_flops(LLAMA_2_7B, None, targets=tokens, **numbers)
+        again = step_flops(LLAMA_2_7B, None, targets=0, backwards=0, **numbers) / 2
+        assert (costs.tokens, costs.micro_batches, costs.flops) == (tokens, 24, flops)
+        assert costs.compute_seconds == pytest.approx((flops + again) / 8 / (known.EFFICIENCY * 989e12))
+        assert costs.wire_bytes == 6 * 6_738_415_616 * 7 / 8
+        assert costs.floor_seconds == pytest.approx((flops + again) / 8 / 989e12)
+        assert costs.step_seconds == pytest.approx(
+            costs.compute_seconds + known.EXPOSED * costs.network_seconds + costs.update_seconds
+        )
+
+    def test_hidden_keys_passes(self) -> None:
+        setup = dataclasses.replace(work().setup, placement="replicated", ranks=8)
+        one = costs_of(setup, EIGHT, rows_per_step=192, forwards=1, backwards=1)
+        two = costs_of(setup, EIGHT, rows_per_step=192, forwards=2, backwards=2)
+        assert two.flops == 2 * one.flops
+
+    @pytest.mark.parametrize(
+        ("model", "seq_len", "recomputed", "published"),
+        [
+            # MPT-7B on 8 H100 (mosaicml/llm-foundry), nearly the shape of Llama-2-7B: 2,048 tokens, and 4,096 recomputed.
+            (LLAMA_2_7B, 2048, 0, 10_643), (LLAMA_2_7B, 4096, 32, 8_611),
+            # Llama-3.1-8B on 8 H200 with DeepSpeed's ZeRO-2 (stas00/ml-engineering): 461 TFLOP/s.
+            (LLAMA_3_8B, 8192, 0, 8_700),
+        ],
+    )  # fmt: skip
+    def test_published_speeds(self, model: Shape, seq_len: int, recomputed: int, published: float) -> None:
+        setup = Setup(
+            model=Trained(model), ranks=8, seq_len=seq_len, recomputed_layers=recomputed, micro_batch_rows=6, zero=ZERO
+        )
+        costs = costs_of(setup, EIGHT, rows_per_step=192, forwards=1, backwards=1)
+        assert costs.tokens_per_second_per_gpu == pytest.approx(published, rel=0.2)
+
+
+class TestChoice:
+    def test_every_placement_and_micro_batch(self) -> None:
+        found = options(work(), EIGHT)
+        assert {costs.setup.placement for costs in found} == {"replicated", "zero3", "zero3_offload"}
+        assert [c.setup.micro_batch_rows for c in found if c.setup.placement == "zero3"] == [1, 2, 3, 4, 6, 8, 12]
+        two = options(work(), dataclasses.replace(EIGHT, nodes=2))
+        assert {costs.setup.placement for costs in two} >= {"zero3_hpz"}
+
+    def test_no_layer_is_computed_again_without_need(self) -> None:
+        for costs in options(work(), EIGHT):
+            layers = costs.setup.recomputed_layers
+            if layers and fits(costs, EIGHT):
+                fewer = dataclasses.replace(costs.setup, recomputed_layers=layers - 1)
+                assert estimate(fewer).total > usable_bytes(EIGHT.memory_bytes)
+
+    def test_an_adapters_base_is_replicated_when_it_fits(self) -> None:
+        best = recommend(options(work(LoRAConfig(rank=16)), EIGHT), EIGHT)
+        assert best is not None
+        assert best.setup.placement == "replicated"
+
+    def test_the_fastest_that_fits(self) -> None:
+        found = options(work(shape=known_shape("llama-2-13b")), EIGHT)
+        best = recommend(found, EIGHT)
+        assert best is not None
+        assert fits(best, EIGHT)
+        assert best.setup.placement == "zero3"
+        fitting = [costs.tokens_per_second for costs in found if fits(costs, EIGHT)]
+        assert best.tokens_per_second >= 0.98 * max(fitting)
+
+    def test_offload_is_the_last_resort(self) -> None:
+        cluster = dataclasses.replace(EIGHT, memory_bytes=memory_of(80))
+        best = recommend(options(work(shape=known_shape("llama-2-70b")), cluster), cluster)
+        assert best is not None
+        assert best.setup.placement == "zero3_offload"
+
+    def test_nothing_fits_and_what_would(self) -> None:
+        small = dataclasses.replace(EIGHT, memory_bytes=memory_of(24))
+        big = work(shape=known_shape("llama-2-70b"), rows=1024)
+        found = options(big, small)
+        assert recommend(found, small) is None
+        assert [c.setup.micro_batch_rows for c in best_per_placement(found, small)] == [1, 1, 1]
+        larger = enough_nodes(big, small, lambda ranks: 1024 % ranks == 0)
+        assert larger is not None
+        assert larger.nodes > 1
+        assert recommend(options(big, larger), larger) is not None
+        before = dataclasses.replace(larger, nodes=larger.nodes // 2)
+        assert recommend(options(big, before), before) is None
+
+
+class TestFailures:
+    failures = Failures(between=3600.0, stall=2.0, writing=30.0, restart=300.0)
+
+    def test_by_hand(self) -> None:
+        # Of 102 s 2 are lost to the checkpoint; a failure in 3,600 s costs 51 + 30 + 300 s.
+        assert self.failures.goodput(100) == pytest.approx(100 / 102 / (1 + 381 / 3600))
+
+    def test_the_best_interval_is_the_best(self) -> None:
+        best = self.failures.best_interval()
+        assert best == pytest.approx(120)
+        around = [self.failures.goodput(best * factor) for factor in (0.8, 0.95, 1.05, 1.25)]
+        assert self.failures.goodput(best) > max(around) - 1e-4
+
+
+class TestArguments:
+    def cluster(self, *arguments: str) -> Cluster:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return cluster_of(parser.parse_args(["recipe.toml", *arguments]))
+
+    def test_one_node_of_eight_h100(self) -> None:
+        assert self.cluster() == EIGHT
+
+    def test_all_of_them(self) -> None:
+        found = self.cluster("--nodes", "4", "--gpus", "4", "--gpu", "Mine", "--gpu-memory", "64", "--flops", "500",
+                             "--bandwidth", "100", "--intra-bandwidth", "200")  # fmt: skip
+        assert found == Cluster(nodes=4, gpus_per_node=4, gpu="Mine", memory_bytes=64 * GiB, peak_flops=500e12,
+                                between=12.5e9, inside=200e9)  # fmt: skip
+
+    @pytest.mark.parametrize(("ranks", "nodes", "gpus"), [("3", 1, 3), ("8", 1, 8), ("32", 4, 8)])
+    def test_ranks_alone(self, ranks: str, nodes: int, gpus: int) -> None:
+        found = self.cluster("--ranks", ranks)
+        assert (found.nodes, found.gpus_per_node) == (nodes, gpus)
+
+    def test_everything_wrong_at_once(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.cluster("--nodes", "0", "--gpus", "-1", "--gpu-memory", "0", "--flops", "0", "--bandwidth", "-1", "--mtbf", "0",
+                         "--checkpoint-every", "0", "--restart-minutes", "-1")  # fmt: skip
+        assert caught.value.problems == [
+            "--nodes 0: must be at least 1", "--gpus -1: must be at least 1", "--gpu-memory 0: must be greater than 0",
+            "--flops 0: must be greater than 0", "--bandwidth -1: must be greater than 0",
+            "--mtbf 0: must be greater than 0", "--checkpoint-every 0: must be at least 1",
+            "--restart-minutes -1: must not be negative",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--ranks", "12"), "--ranks 12: is no whole number of machines of 8 GPUs; say --gpus, too"),
+            (("--ranks", "16", "--nodes", "2"), "use --nodes with --gpus, or --ranks alone"),
+            (("--gpu", "Mine"), "MI300X; give --gpu-memory, --intra-bandwidth, --flops, too"),
+        ],
+    )
+    def test_what_contradicts_or_is_missing(self, arguments: tuple[str, ...], message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.cluster(*arguments)
+        assert caught.value.problems[0].endswith(message)
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def width(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+
+    def run(self, recipe: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+        code = main(["plan", str(recipe), *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    def test_a_7b_on_eight_gpus(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out, err = self.run(
+            recipe, capsys, "--shape", "llama-2-7b", "--train.global_batch_rows", "192", "--data.seq_len", "256"
+        )
+        assert (code, err) == (0, "")
+        assert "recipe.toml: full finetuning, 6,738,415,616 parameters, 6,738,415,616 of them train." in out
+        assert (
+            "1 node(s) of 8 H100 with 80 GB, of which a run may use 72.4 GiB. 192 rows of 256 tokens per step." in out
+        )
+        assert "A step in seconds and per GPU" in out
+        assert (
+            "Take --train.placement replicated --train.micro_batch_rows 24 --model.activation_checkpointing off" in out
+        )
+        assert "20 steps, 983,040 tokens:" in out
+        assert "With adapter.kind lora (LoRA): replicated, " in out
+        assert "zero3_offload is " in out
+        assert "With a checkpoint every 500 steps" in out
+        assert "HiddenKey" not in out
+
+    @pytest.mark.parametrize("columns", ["80", "100"])
+    def test_no_column_is_cut(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", columns)
+        _, out, _ = self.run(
+            recipe, capsys, "--shape", "llama-2-70b", "--nodes", "2", "--train.global_batch_rows", "192"
+        )
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= int(columns)
+
+    def test_the_recommendation_is_a_valid_recipe(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        more = ("--model.base", "none", "--train.global_batch_rows", "64")
+        code, out, _ = self.run(recipe, capsys, "--json", *more)
+        found = json.loads(out)
+        assert (code, found["schema"]) == (0, 1)
+        overrides = found["recommended"]["overrides"]
+        code, again, _ = self.run(recipe, capsys, "--json", *more, *overrides)
+        assert (code, json.loads(again)["recommended"]["overrides"]) == (0, overrides)
+
+    def test_json_says_everything(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        _, out, _ = self.run(recipe, capsys, "--json", "--model.base", "none", "--ranks", "3")
+        found = json.loads(out)
+        number = 2048 * 192 + 4 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192
+        assert found["parameters"] == {"total": number, "trained": number}
+        best = found["recommended"]
+        parts = best["memory_bytes"]
+        assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k not in ("total", "host")))
+        assert best["hours"] == pytest.approx(20 * best["step_seconds"] / 3600)
+        assert best["gpu_hours"] == pytest.approx(3 * best["hours"])
+        assert 0 < best["goodput"] <= 1
+        assert {each["placement"] for each in found["options"]} == {"replicated", "zero3", "zero3_offload"}
+
+    def test_nothing_fits(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out, _ = self.run(
+            recipe, capsys, "--shape", "llama-2-70b", "--gpu-memory", "40", "--train.global_batch_rows", "192"
+        )
+        assert code == 1
+        assert "Nothing fits." in out
+        assert "replicated lacks " in out
+        assert "nodes, " in out
+        assert "LoRA: --adapter.kind lora --train.placement zero3" in out
+        assert "GPUs of " in out
+        code, out, _ = self.run(
+            recipe, capsys, "--shape", "llama-2-70b", "--gpu-memory", "40", "--train.global_batch_rows", "192", "--json"
+        )
+        assert (code, json.loads(out)["recommended"]) == (1, None)
+
+    def test_the_micro_batch_of_the_recipe_is_not_in_the_way(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        recipe.write_text(recipe.read_text().replace("[train]", "[train]\nmicro_batch_rows = 5"))
+        assert self.run(recipe, capsys, "--model.base", "none", "--ranks", "2")[0] == 0
+        code, _, err = self.run(recipe, capsys, "--model.base", "none", "--ranks", "2", "--train.micro_batch_rows", "5")
+        assert code == 2
+        assert "must divide the 6 rows" in err
+
+    def test_problems_of_options_recipe_and_json_together(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        ds_config = tmp_path / "ds.json"
+        ds_config.write_text("{")
+        code, out, err = self.run(
+            recipe, capsys, "--nodes", "0", "--optim.lr", "-1", "--ds_config", str(ds_config), "--model.base", "none"
+        )
+        assert (code, out) == (2, "")
+        assert "--nodes 0: must be at least 1" in err
+        assert "optim.lr = -1.0 (command line): must be greater than 0" in err
+        assert str(ds_config) in err
+
+    def test_a_length_in_epochs(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        recipe.write_text(recipe.read_text().replace("steps = 20\n", "epochs = 2.0\n"))
+        code, _, err = self.run(recipe, capsys, "--model.base", "none", "--ranks", "2")
+        assert code == 2
+        assert "train.epochs: how many steps that is depends on the data; give --train.steps or --train.tokens" in err
+
+    def test_a_model_that_is_elsewhere(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, _, err = self.run(recipe, capsys, "--ranks", "2", "--model.base", "meta-llama/Llama-2-13b-hf")
+        assert code == 2
+        assert "give --shape llama-2-13b, or download the model" in err

@@ -27,7 +27,7 @@ def slices_of(tensor: torch.Tensor, world_size: int) -> list[torch.Tensor]:
 
 
 def save(
-    root: Path, step: int, tensors: dict[str, torch.Tensor], world_size: int = 1, keep: int = 2, **more: Any
+    root: Path, step: int, tensors: dict[str, torch.Tensor], world_size: int = 1, keep: int | None = 2, **more: Any
 ) -> Path:
     """A checkpoint of whole tensors, written as `world_size` ranks would write it."""
     checkpoint.start(root, step)
@@ -54,7 +54,8 @@ def save(
 
 
 def load(found: Checkpoint, shapes: dict[str, tuple[int, ...]], world_size: int) -> list[dict[str, torch.Tensor]]:
-    return [read_state(found, SUFFIXES, shapes, rank, world_size) for rank in range(world_size)]
+    states = dict.fromkeys(shapes, ("exp_avg", "exp_avg_sq"))
+    return [read_state(found, states, shapes, rank, world_size) for rank in range(world_size)]
 
 
 class TestResharding:
@@ -225,6 +226,11 @@ class TestDamage:
 class TestKeeping:
     def steps(self, root: Path) -> list[int]:
         return sorted(int(path.name) for path in root.iterdir())
+
+    def test_all_are_kept_when_asked_for(self, tmp_path: Path) -> None:
+        for step in (8, 9, 10):
+            save(tmp_path, step, {"w": torch.ones(1)}, keep=None)
+        assert self.steps(tmp_path) == [8, 9, 10]
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
     def test_the_newest_are_kept(self, tmp_path: Path, keep: int) -> None:

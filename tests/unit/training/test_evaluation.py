@@ -60,7 +60,7 @@ def test_scores_of_steps_that_will_come_again_are_dropped(tmp_path: Path, rank: 
         (folder / f"{step}.json").touch()
     engine: Any = SimpleNamespace(world=SimpleNamespace(rank=rank))
     unused: Any = None
-    Evaluation(engine, unused, config, unused, unused).drop_after(8)
+    Evaluation(engine, unused, config, unused, unused, unused).drop_after(8)
     assert sorted(path.stem for path in folder.iterdir()) == left
 
 
@@ -84,7 +84,7 @@ def test_when_the_model_is_scored(tmp_path: Path, at_start: bool, every: int, du
     assert config.train.steps == 20
     config = dataclasses.replace(config, eval=EvalConfig(at_start=at_start, every_steps=every))
     unused: Any = None
-    evaluation = Evaluation(unused, unused, config, unused, unused)
+    evaluation = Evaluation(unused, unused, config, unused, unused, unused)
     assert [step for step in range(21) if evaluation.is_due(step)] == due
 
 
@@ -115,11 +115,15 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     monkeypatch.setattr(evaluation, "evaluate", lambda model, **settings: given.update(settings) or {})
     adapter = None if kind == "none" else FakeAdapter()
     engine: Any = SimpleNamespace(
-        world=SimpleNamespace(rank=0, size=1), any_rank=bool, adapter=adapter, deepspeed=None, device="cpu"
+        world=SimpleNamespace(rank=0, size=1), adapter=adapter, placement=SimpleNamespace(model=None), device="cpu"
     )
+    monkeypatch.setattr(evaluation.distributed, "any_rank", bool)
+    shown: list[tuple[int, Any]] = []
+    monitors: Any = SimpleNamespace(write_scores=lambda step, results: shown.append((step, results)))
     unused: Any = SimpleNamespace(evaluating=None)
     encoder: Any = SimpleNamespace(bos_id=1, encode=list)
-    assert Evaluation(engine, encoder, config, unused, unused).run(Progress())
+    assert Evaluation(engine, encoder, config, unused, unused, monitors).run(Progress())
+    assert shown == [(0, {})]
     assert given["posterior_samples"] == passed
     if passed:
         assert adapter is not None

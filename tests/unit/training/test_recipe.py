@@ -326,13 +326,13 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            (("--model.compile",), True), (("--model.compile", "true"), True), (("--model.compile", "False"), False),
-            (("--model.compile=TRUE",), True), (("--model.compile", "--train.steps", "3"), True),
-            (("--data.token-cache", "--model.compile"), True),
+            (("--monitor.tensorboard",), True), (("--monitor.tensorboard", "true"), True), (("--monitor.tensorboard", "False"), False),
+            (("--monitor.tensorboard=TRUE",), True), (("--monitor.tensorboard", "--train.steps", "3"), True),
+            (("--data.token-cache", "--monitor.tensorboard"), True),
         ],
     )  # fmt: skip
     def test_truth_values(self, recipe: Path, arguments: tuple[str, ...], expected: bool) -> None:
-        assert load_config(recipe, arguments).model.compile is expected
+        assert load_config(recipe, arguments).monitor.tensorboard is expected
 
     def test_none_unsets_an_optional_value(self, recipe: Path) -> None:
         assert load_config(recipe, ["--model.base", "none"]).model.base is None
@@ -495,7 +495,7 @@ class TestRunDirectory:
         ("written", "expected"),
         [
             ("{adapter.kind}-lr{optim.lr}-seed{run.seed}", "lora-lr0.0002-seed9"),
-            ("{model.compile}", "False"),
+            ("{monitor.tensorboard}", "True"),
             ("{eval.tasks.old_bits.domain}", "old"),
             ("a{b", "a{b"), ("a{}b", "a{}b"), ("a{b c}d", "a{b c}d"), ("100%{train.steps}", "100%20"),
         ],
