@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from monteclora.merge import check_mergeable
 from training.attention import attention_for
+from training.compiling import compile_layers
 from training.config import Config
 from training.fitting import check_fits, recomputed_layers
 from training.initial_adapter import load_adapter
@@ -62,7 +63,11 @@ def assemble(config: Config, ds_config: dict[str, Any], world: World, device: to
         # Of a base from the hub it is known only here.
         check_mergeable(model)
     hidden_key = attach_hidden_key(model, hidden_key_config) if hidden_key_config else None
-    kernels = use_kernels(model, config.model.kernels, device)
+    # What is compiled is fused already.
+    is_compiled = config.model.compile and config.model.kernels == "auto"
+    kernels = use_kernels(model, "torch" if is_compiled else config.model.kernels, device)
+    if config.model.compile:
+        compile_layers(model)
     return Assembly(
         model=model, adapter=adapter, hidden_key=hidden_key, recomputed_layers=recomputed, kernels=kernels
     )

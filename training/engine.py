@@ -19,7 +19,6 @@ from torch import nn
 from training import distributed
 from training.assembly import Assembly
 from training.batches import MicroBatch, StepBatch
-from training.compiling import compile_layers
 from training.config import Config
 from training.loss_head import HiddenRequest, LossHead, LossRequest
 from training.model import count_parameters
@@ -65,8 +64,6 @@ class Engine:
         self.placement = place(model, groups, config, ds_config, world, self.device)
         # A base is loaded in evaluation mode: without dropout and adapter noise.
         self.placement.model.train()
-        if config.model.compile:
-            compile_layers(model)
         self.phases = Phases(self.device)
 
     @property

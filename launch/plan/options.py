@@ -17,8 +17,8 @@ ALIKE = 0.02
 """Part of the speed within which two ways count as equally fast."""
 ENOUGH_TOKENS = 16384
 """Tokens of a micro-batch from which on a larger one no longer makes matrix products faster."""
-MOST_MICRO_BATCHES = 7
-"""Sizes of a micro-batch that are looked at."""
+MOST_TOKENS = 4 * ENOUGH_TOKENS
+"""Tokens of the largest micro-batch that is looked at, unless one row has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def options(work: Work, cluster: Cluster) -> list[Costs]:
     for placement in PLACEMENTS:
         if placement == "zero3_hpz" and cluster.nodes == 1:
             continue
-        for rows in _micro_batches(rows_per_rank):
+        for rows in _micro_batches(rows_per_rank, base.seq_len):
             setup = dataclasses.replace(base, placement=placement, micro_batch_rows=rows)
             layers = layers_to_recompute(setup, usable_bytes(cluster.memory_bytes))
             setup = dataclasses.replace(setup, recomputed_layers=setup.model.shape.layers if layers is None else layers)
@@ -52,8 +52,9 @@ def options(work: Work, cluster: Cluster) -> list[Costs]:
     return found
 
 
-def _micro_batches(rows_per_rank: int) -> list[int]:
-    return [rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0][:MOST_MICRO_BATCHES]
+def _micro_batches(rows_per_rank: int, seq_len: int) -> list[int]:
+    most = max(1, min(rows_per_rank, MOST_TOKENS // seq_len))
+    return [rows for rows in range(1, most + 1) if rows_per_rank % rows == 0]
 
 
 def fits(costs: Costs, cluster: Cluster) -> bool:
