@@ -13,7 +13,6 @@ from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from tests.unit.training.test_shape import LLAMA_2_7B, LLAMA_3_8B
 from training import memory
 from training.attention import ATTENTION
-from training.communication import collectives, step_bytes
 from training.loss_head import CHUNK_BYTES, LossHead, LossRequest
 from training.memory import (
     HEAD_CHUNK_BYTES,
@@ -214,30 +213,3 @@ class TestZeroOptions:
         content = {"zero_optimization": {"reduce_bucket_size": 5e7, "stage3_param_persistence_threshold": 1}}
         assert ZeroOptions.from_ds_config(content) == ZeroOptions(reduce_bucket=50_000_000, persistence_threshold=1)
         assert ZeroOptions.from_ds_config({}) == ZeroOptions()
-
-
-class TestTraffic:
-    def test_zero3_gathers_twice_and_reduces_in_every_micro_batch(self) -> None:
-        setup = Setup(model=FULL_7B, ranks=8, zero=NO_BUFFERS)
-        assert step_bytes(setup, 1) == 3 * 2 * P7 * 7 / 8
-        assert step_bytes(setup, 5) == 5 * step_bytes(setup, 1)
-
-    def test_an_adapters_base_is_gathered_too(self) -> None:
-        setup = Setup(model=LORA_7B, ranks=8, zero=NO_BUFFERS)
-        assert step_bytes(setup, 1) == (2 * 2 * (P7 + P_LORA) + 2 * P_LORA) * 7 / 8
-
-    def test_a_replicated_base_never_travels(self) -> None:
-        setup = Setup(model=LORA_7B, placement="replicated", ranks=8)
-        assert step_bytes(setup, 1) == step_bytes(setup, 9) == (4 + 4) * P_LORA * 7 / 8
-        full = Setup(model=FULL_7B, placement="replicated", ranks=8)
-        assert step_bytes(full, 9) == (4 + 2) * P7 * 7 / 8
-
-    def test_hpz_gathers_for_backward_inside_the_node(self) -> None:
-        setup = Setup(model=FULL_7B, placement="zero3_hpz", ranks=32, ranks_per_node=8, zero=NO_BUFFERS)
-        sizes = {each.name: (each.ranks, each.wire_bytes) for each in collectives(setup, 1)}
-        assert sizes["weights, forward"] == (32, 2 * P7 * 31 / 32)
-        assert sizes["weights, backward"] == (8, 2 * P7 * 7 / 8)
-
-    def test_what_backward_uses_soon_is_not_gathered_again(self) -> None:
-        zero = dataclasses.replace(NO_BUFFERS, max_reuse_distance=2 * P7)
-        assert step_bytes(Setup(model=FULL_7B, ranks=8, zero=zero), 1) == 2 * 2 * P7 * 7 / 8
