@@ -9,11 +9,12 @@ is left out where they are not installed, DeepSpeed is not used. Parts, of which
   full       full finetuning: ours (bf16 weights, fp32 gradients, masters and moments: 18 bytes per parameter, with as few layers
              recomputed as training/memory.py says are needed), and transformers as its Trainer with bf16 = true has it (fp32
              weights under autocast: 16 bytes per parameter, and recomputed activations). One after the other, twice.
-  compile    ours LoRA with model.compile
   rows       ours LoRA with 2 and 4 rows per step
   noise      PEFT's MonteCLoRA
+  compile    ours LoRA with model.compile; last, as what it changes stays changed
 
-Both sides train with fused AdamW and clip gradients. The JSON is written after every part. Without a GPU shapes are small, and the numbers show only that the
+Both sides train with fused AdamW and clip gradients. Liger, where it is installed, replaces classes of transformers, so that the
+peers have its kernels too; the JSON says whether it is. The JSON is written after every part. Without a GPU shapes are small, and the numbers show only that the
 script runs: its claims have no goal.
 
     python benchmarks/gpu_step.py --json PATH [--quick] [--parts adapters,profile,full]
@@ -69,7 +70,7 @@ from training.world import World, detect_world  # noqa: E402
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 16, 32
-PARTS = ("adapters", "profile", "full", "compile", "rows", "noise")
+PARTS = ("adapters", "profile", "full", "rows", "noise", "compile")
 DTYPE = torch.bfloat16
 GEMM = re.compile(r"gemm|nvjet|cutlass|cublas|matmul|aten::(add)?mm_?$|aten::bmm", re.IGNORECASE)
 ATTENTION_KERNEL = re.compile(r"flash|fmha|attention", re.IGNORECASE)
@@ -133,7 +134,8 @@ class Contender:
     adapter: LoRAConfig | None = None
 
     def __init__(self, place: Place, rows: int) -> None:
-        self.place, self.batch = place, make_batch(place, rows)
+        batch = make_batch(place, rows)
+        self.place, self.batch = place, batch.pinned() if place.device.type == "cuda" else batch
         self.tokens = rows * place.seq_len
         self.phases = Phases(place.device)
         self.optimizer: torch.optim.Optimizer | None = None
@@ -522,7 +524,7 @@ def main() -> None:
         "schema": 1, "device": name, "is_claim": is_claim, "versions": versions, "rank": RANK, "seq_len": place.seq_len,
         "liger": has("liger_kernel"), "parts": {}, "claims": [],
     }  # fmt: skip
-    functions = dict(zip(PARTS, (adapters, profiles, full, compiled, more_rows, peft_noise), strict=True))
+    functions = dict(zip(PARTS, (adapters, profiles, full, more_rows, peft_noise, compiled), strict=True))
     for part in chosen:
         print(f"--- {part}", flush=True)
         try:

@@ -4,7 +4,8 @@ Between steps a rank holds weights, gradient buffers, fp32 masters, and optimize
 keeps of every decoder layer for backward, what the loss head makes, whole weights that ZeRO-3 has gathered, and buffers of
 gradients on their way. The most of it is alive either in the loss head, at the first layer of backward, or in the
 update. Sizes follow the code that runs: transformers' LLaMA (or Liger's kernels), monteclora.low_rank, training.loss_head,
-training.placements and DeepSpeed's stage3.py. In bytes throughout.
+training.placements and DeepSpeed's stage3.py. HiddenKey's masks, a byte per channel, are left to the margin. In bytes
+throughout.
 """
 
 from __future__ import annotations
@@ -210,11 +211,14 @@ def estimate(setup: Setup) -> Memory:
         host, masters, states = 2 * masters + states, 0.0, 0.0
     head_kept, head_now = _head(setup)
     kept, backward_now = _activations(setup)
-    gathered, travelling, update = _buffers(setup)
+    gathered, gradient, reduction, update = _buffers(setup)
+    # Whether ZeRO-3's bucket is full for the first time while the activations of almost all layers are still there.
+    reduces_early = is_zero and setup.zero.reduce_bucket < model.size / (setup.model.shape.layers + 1)
     moments = {
         # (activations, head, buffers)
         "head": (kept, head_kept + head_now, gathered),
-        "backward": (kept + backward_now, head_kept, gathered + travelling),
+        "backward": (kept + backward_now, head_kept, gathered + gradient + reduction * reduces_early),
+        "reduction": (0.0, 0.0, gathered + gradient + reduction),
         "update": (0.0, 0.0, update),
     }
     activations, head, buffers = max(moments.values(), key=sum)
@@ -305,25 +309,23 @@ def _layer_bytes(setup: Setup, layer: int) -> float:
     return total
 
 
-def _buffers(setup: Setup) -> tuple[float, float, float]:
-    """Bytes of gathered weights, of gradients on their way in backward, and of what the update adds."""
-    b, zero, model = setup.weight_bytes, setup.zero, setup.model
-    largest = max(model.shape.parameters().values())
+def _buffers(setup: Setup) -> tuple[float, float, float, float]:
+    """Bytes of gathered weights, of a gradient before it is collected, of a reduction, and of what the update adds."""
+    b, n, zero, model = setup.weight_bytes, setup.ranks, setup.zero, setup.model
+    gradient = b * model.largest
     if setup.placement == "replicated":
-        # One gradient in the weights' precision; a bucket's share of weights on their way.
-        bucket = max(min(model.size, 2**25), model.largest)
-        share = 4 * model.size / setup.ranks if setup.ranks > 1 else 0
-        return 0.0, b * model.largest, share + b * bucket * (1 + 1 / setup.ranks)
-    # Layers whose weights forward leaves for backward, which comes back to them soon, or those in use and the next.
-    in_use = zero.prefetch_bucket + largest
+        # A rank's sums of gradients, its updated weights, and those of all ranks.
+        updated = b * (model.size - model.adapter_size) + adapter_bytes(setup) * model.adapter_size
+        return 0.0, gradient, 0.0, (4 * model.size / n + updated * (1 + 1 / n)) * (n > 1)
+    largest = max(model.shape.parameters().values())
+    # Weights in use and the next, or the last layers' of forward, which backward comes back to soon.
     sharded = model.base_size + model.adapter_size - sum(persistent_sizes(setup))
-    gathered = b * min(sharded, max(in_use, zero.max_reuse_distance // 2)) * (setup.ranks > 1)
-    scattered = min(zero.reduce_bucket, model.size)
-    travelling = b * max(scattered, model.largest) * (1 + 2 / setup.ranks) + b * model.largest
+    gathered = b * min(sharded, max(zero.prefetch_bucket + largest, zero.max_reuse_distance // 2)) * (n > 1)
+    # The bucket's gradients in the order of the ranks, and this rank's part of them as it comes and in fp32.
+    reduction = max(min(zero.reduce_bucket, model.size), model.largest) * (b + (b + 4 * (b < 4)) / n)
     # The gradients of a group of parameters as one tensor, and their squares in fp64 for the norm.
-    update = 4 * min(zero.sub_group, model.size / setup.ranks) + 8 * model.largest / setup.ranks
-    on_device = setup.placement != "zero3_offload"
-    return gathered, travelling, update * on_device
+    update = 4 * min(zero.sub_group, model.size / n) + 8 * model.largest / n
+    return gathered, gradient, reduction, update * (setup.placement != "zero3_offload")
 
 
 def usable_bytes(device_bytes: float) -> float:

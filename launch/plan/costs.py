@@ -93,10 +93,12 @@ def costs_of(setup: Setup, cluster: Cluster, *, rows_per_step: int, forwards: in
 def _message_bytes(setup: Setup, name: str) -> float:
     """Bytes of one collective of this kind."""
     b, zero = setup.weight_bytes, setup.zero
+    shape = setup.model.shape
+    if name == "positions":
+        return float(b * setup.tokens * shape.heads * shape.head_dim)
     if setup.placement == "replicated":
         return max(1.0, min(REPLICATED_BUCKET, 4 * setup.model.size))
     if name == "gradients":
         return max(1.0, b * min(zero.reduce_bucket, setup.model.size))
-    shape = setup.model.shape
     layer_part = shape.hidden * max(shape.intermediate, shape.hidden)
     return float(b * max(1, min(max(zero.prefetch_bucket, layer_part), setup.model.base_size)))
