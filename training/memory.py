@@ -211,14 +211,14 @@ def estimate(setup: Setup) -> Memory:
         host, masters, states = 2 * masters + states, 0.0, 0.0
     head_kept, head_now = _head(setup)
     kept, backward_now = _activations(setup)
-    gathered, gradient, reduction, update = _buffers(setup)
+    gathered, in_use, gradient, reduction, update = _buffers(setup)
     # Whether ZeRO-3's bucket is full for the first time while the activations of almost all layers are still there.
     reduces_early = is_zero and setup.zero.reduce_bucket < model.size / (setup.model.shape.layers + 1)
     moments = {
         # (activations, head, buffers)
         "head": (kept, head_kept + head_now, gathered),
         "backward": (kept + backward_now, head_kept, gathered + gradient + reduction * reduces_early),
-        "reduction": (0.0, 0.0, gathered + gradient + reduction),
+        "reduction": (0.0, 0.0, in_use + gradient + reduction),
         "update": (0.0, 0.0, update),
     }
     activations, head, buffers = max(moments.values(), key=sum)
@@ -309,23 +309,30 @@ def _layer_bytes(setup: Setup, layer: int) -> float:
     return total
 
 
-def _buffers(setup: Setup) -> tuple[float, float, float, float]:
-    """Bytes of gathered weights, of a gradient before it is collected, of a reduction, and of what the update adds."""
+def _buffers(setup: Setup) -> tuple[float, float, float, float, float]:
+    """Bytes of weights gathered when backward begins, of those gathered at any time, of a gradient before it is collected,
+    of a reduction, and of what the update adds.
+    """
     b, n, zero, model = setup.weight_bytes, setup.ranks, setup.zero, setup.model
     gradient = b * model.largest
     if setup.placement == "replicated":
-        # A rank's sums of gradients, its updated weights, and those of all ranks.
+        # A rank's sums of gradients, its updated weights, and those of all ranks, which gloo gathers into a copy.
         updated = b * (model.size - model.adapter_size) + adapter_bytes(setup) * model.adapter_size
-        return 0.0, gradient, 0.0, (4 * model.size / n + updated * (1 + 1 / n)) * (n > 1)
+        copies = 1 / n + (2 if setup.device == "cpu" else 1)
+        return 0.0, 0.0, gradient, 0.0, (4 * model.size / n + updated * copies) * (n > 1)
     largest = max(model.shape.parameters().values())
-    # Weights in use and the next, or the last layers' of forward, which backward comes back to soon.
     sharded = model.base_size + model.adapter_size - sum(persistent_sizes(setup))
-    gathered = b * min(sharded, max(zero.prefetch_bucket + largest, zero.max_reuse_distance // 2)) * (n > 1)
-    # The bucket's gradients in the order of the ranks, and this rank's part of them as it comes and in fp32.
-    reduction = max(min(zero.reduce_bucket, model.size), model.largest) * (b + (b + 4 * (b < 4)) / n)
+    if EMBEDDING not in model.parameters and not model.shape.is_tied and not setup.recomputed_layers:
+        # Backward has no use for it. (With recomputation it is not let go, as measured.)
+        sharded -= model.shape.vocab * model.shape.hidden
+    # Weights in use and the next; the last layers' of forward, which backward comes back to soon.
+    in_use = b * min(sharded, zero.prefetch_bucket + largest) * (n > 1)
+    gathered = max(in_use, b * min(sharded, zero.max_reuse_distance // 2) * (n > 1))
+    # The bucket's gradients in the order of the ranks, and this rank's part of them in fp32.
+    reduction = max(min(zero.reduce_bucket, model.size), model.largest) * (b + 4 * (b < 4) / n)
     # The gradients of a group of parameters as one tensor, and their squares in fp64 for the norm.
     update = 4 * min(zero.sub_group, model.size / n) + 8 * model.largest / n
-    return gathered, gradient, reduction, update * (setup.placement != "zero3_offload")
+    return gathered, in_use, gradient, reduction, update * (setup.placement != "zero3_offload")
 
 
 def usable_bytes(device_bytes: float) -> float:

@@ -92,7 +92,9 @@ def test_run_directory_is_complete_and_keeps_secrets_out(runs: Path) -> None:
                 "data_fingerprint", "started", "finished", "seconds"):  # fmt: skip
         assert record[key], key
     names = {"step", "tokens_seen", "loss", "lr", "grad_norm", "penalty", "compensation", "tokens_per_second", "mfu",
-             "peak_memory_bytes", "skipped_steps", "data_seconds", "stall_seconds", "data_hash"}  # fmt: skip
+             "target_tokens_per_second", "flops", "hardware_flops", "peak_memory_bytes", "skipped_steps", "step_seconds",
+             "data_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds", "other_seconds",
+             "communication_seconds", "communication_bytes", "stall_seconds", "data_hash"}  # fmt: skip
     lines = metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(set(line) == names for line in lines)
