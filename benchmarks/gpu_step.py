@@ -7,7 +7,7 @@ is left out where they are not installed, DeepSpeed is not used. Parts, of which
              model with our attention and loss head. All in one process, one row per step, taking turns.
   profile    where the time of a LoRA step and of the floor goes: matrix products, attention, the rest, gaps
   full       full finetuning: ours (bf16 weights, fp32 gradients, masters and moments: 18 bytes per parameter, with as few layers
-             recomputed as training/memory.py says are needed), and transformers as its Trainer with bf16 = true has it (fp32
+             recomputed as training/costs/memory.py says are needed), and transformers as its Trainer with bf16 = true has it (fp32
              weights under autocast: 16 bytes per parameter, and recomputed activations). One after the other, twice.
   rows       ours LoRA with 2 and 4 rows per step
   noise      PEFT's MonteCLoRA
@@ -53,19 +53,19 @@ from benchmarks.claims import claim, show, write_json  # noqa: E402
 from data_pipeline.config import DataConfig  # noqa: E402
 from monteclora import attach_adapter  # noqa: E402
 from monteclora.config import LoRAConfig  # noqa: E402
-from training.assembly import Assembly  # noqa: E402
-from training.attention import ATTENTION  # noqa: E402
 from training.batches import IGNORE, StepBatch, stack  # noqa: E402
 from training.config import AdapterConfig, Config, ModelConfig, OptimConfig, RunConfig, TrainConfig  # noqa: E402
+from training.costs.flops import peak_flops, step_flops  # noqa: E402
+from training.costs.memory import Setup, Trained, estimate, layers_to_recompute, usable_bytes  # noqa: E402
+from training.costs.shape import from_hugging_face  # noqa: E402
 from training.distributed import init_distributed, leave_distributed  # noqa: E402
 from training.engine import Engine  # noqa: E402
-from training.flops import peak_flops, step_flops  # noqa: E402
-from training.kernels import use_kernels  # noqa: E402
-from training.loss_head import LossHead, LossRequest  # noqa: E402
-from training.memory import Setup, Trained, estimate, layers_to_recompute, usable_bytes  # noqa: E402
-from training.model import recompute  # noqa: E402
-from training.phases import Phases  # noqa: E402
-from training.shape import from_hugging_face  # noqa: E402
+from training.model.assembly import Assembly  # noqa: E402
+from training.model.attention import ATTENTION  # noqa: E402
+from training.model.build import recompute  # noqa: E402
+from training.model.kernels import use_kernels  # noqa: E402
+from training.model.loss_head import LossHead, LossRequest  # noqa: E402
+from training.watch.phases import Phases  # noqa: E402
 from training.world import World, detect_world  # noqa: E402
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

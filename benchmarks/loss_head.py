@@ -34,8 +34,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.claims import claim, show, write_json  # noqa: E402
 from benchmarks.probes import measure_memory  # noqa: E402
-from training.loss import IGNORE  # noqa: E402
-from training.loss_head import LossHead, LossRequest, chunk_rows  # noqa: E402
+from training.model.loss import IGNORE  # noqa: E402
+from training.model.loss_head import LossHead, LossRequest, chunk_rows  # noqa: E402
 
 PEER = f"transformers {transformers.__version__}"
 VOCAB = 32_000

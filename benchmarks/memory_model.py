@@ -74,13 +74,13 @@ def measure(case: dict[str, Any], folder: Path, world: Any, device: Any) -> dict
     import torch
 
     from training import placements
-    from training.assembly import assemble
-    from training.communication import step_bytes
+    from training.costs.communication import step_bytes
+    from training.costs.fitting import recomputed_layers, setup_of
+    from training.costs.memory import estimate
     from training.ds_json import read_ds_config
     from training.engine import Engine
-    from training.fitting import recomputed_layers, setup_of
-    from training.memory import estimate
-    from training.traffic import Traffic
+    from training.model.assembly import assemble
+    from training.watch.traffic import Traffic
 
     config = configure(case, folder, world.size)
     ds_json, _ = read_ds_config(ROOT / "ds_configs" / "zero3_cpu.json")

@@ -14,7 +14,7 @@ a ratio is that of the medians of a round, the median over the rounds is the cla
 printed beside it, for machines that have other things to do. Peak memory is what a rank's process holds at most in the measured steps, beyond
 what it held with its libraries loaded. In fp32 the first loss of all must be the same.
 
-Then: bytes that a LoRA step puts on the wire, counted by training/traffic.py in all contenders, at the width of a larger model; and the
+Then: bytes that a LoRA step puts on the wire, counted by training/watch/traffic.py in all contenders, at the width of a larger model; and the
 time that a run of training/main.py from text waits for its rows.
 
     python benchmarks/train_step.py [--quick] [--json PATH]

@@ -20,11 +20,11 @@ MAY_IMPORT = {
 }
 # launch plans with the torch-free part of training and of the adapters.
 LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record", "training.world", "training.files",
-                     "training.ds_json", "training.shape", "training.memory", "training.communication", "training.flops",
-                     "training.fitting", "training.length", "monteclora.config"}  # fmt: skip
-MAY_IMPORT_DEEPSPEED = {"training/placements/zero3.py", "training/loading.py", "training/model.py"}
-LIGHT = ("launch.plan.command", "launch.plan.table", "training.memory", "training.communication", "training.flops",
-         "training.fitting", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record",
+                     "training.ds_json", "training.costs.shape", "training.costs.memory", "training.costs.communication", "training.costs.flops",
+                     "training.costs.fitting", "training.length", "monteclora.config"}  # fmt: skip
+MAY_IMPORT_DEEPSPEED = {"training/placements/zero3.py", "training/model/loading.py", "training/model/build.py"}
+LIGHT = ("launch.plan.command", "launch.plan.table", "training.costs.memory", "training.costs.communication", "training.costs.flops",
+         "training.costs.fitting", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record",
          "training.command_line", "monteclora.config", "monteclora.hidden_key.config", "data_pipeline.config", "evals.config", "evals.collect")  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from training.loss import IGNORE
+from training.model.loss import IGNORE
 
 if TYPE_CHECKING:
     from data_pipeline.stream.token_stream import Row, RowDocument

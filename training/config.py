@@ -19,10 +19,10 @@ from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
 from monteclora.peft_config import more_than_lora
-from training import base_files
+from training.costs.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
 from training.files import read_json
 from training.length import is_length_known, parse_length, resolve
-from training.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
+from training.model import base_files
 
 Kind = Literal["none", "lora", "monteclora"]
 
@@ -659,7 +659,10 @@ class Config:
                 "operations that would become one; set it to false",
             )
         if self.model.kernels == "liger":
-            yield "model.kernels", 'and model.compile replace the same operations; use "auto" or "torch", or set compile to false'
+            yield (
+                "model.kernels",
+                'and model.compile replace the same operations; use "auto" or "torch", or set compile to false',
+            )
 
     def _sequence_problems(self, world_size: int) -> Iterator[Problem]:
         """What ranks that share rows (sequence parallelism) ask of everything else."""
@@ -673,9 +676,15 @@ class Config:
         shape = self._llama_shape()
         heads = shape.kv_heads if shape is not None else self.model.architecture.num_kv_heads
         if (shape is not None or self.model.base is None) and heads % size:
-            yield field, f"must divide the model's {heads} key/value heads: each rank computes some of them for the whole row"
+            yield (
+                field,
+                f"must divide the model's {heads} key/value heads: each rank computes some of them for the whole row",
+            )
         if self.hidden_key.enabled:
-            yield "hidden_key.enabled", f"compares positions of whole rows, which {field} cuts into parts; set one of them off"
+            yield (
+                "hidden_key.enabled",
+                f"compares positions of whole rows, which {field} cuts into parts; set one of them off",
+            )
         if self.adapter.kind != "none" and self.adapter.dropout > 0:
             yield (
                 "adapter.dropout",

@@ -34,9 +34,7 @@ def open_data(
     with rank_0_first(world):
         try:
             lanes = world.lanes(num_lanes, config.train.sequence_parallel)
-            stream = open_stream(
-                config.data, num_lanes=num_lanes, lanes=lanes, seed=config.run.seed, progress=progress
-            )
+            stream = open_stream(config.data, num_lanes=num_lanes, lanes=lanes, seed=config.run.seed, progress=progress)
         except PipelineError as error:
             problem = error
     try:
@@ -49,9 +47,7 @@ def open_data(
     return stream
 
 
-def length_of_epoch(
-    config: Config, stream: TokenStream | PrefetchedStream, world: World
-) -> dict[str, Any] | None:
+def length_of_epoch(config: Config, stream: TokenStream | PrefetchedStream, world: World) -> dict[str, Any] | None:
     """Rows of an epoch and whether they were counted or estimated, where the recipe asks in epochs (a collective).
 
     A run that goes on keeps the number that it was started with.

@@ -17,16 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from training import distributed
-from training.assembly import Assembly
 from training.batches import MicroBatch, StepBatch
 from training.config import Config
-from training.loss_head import HiddenRequest, LossHead, LossRequest
-from training.model import count_parameters
+from training.model.assembly import Assembly
+from training.model.build import count_parameters
+from training.model.loss_head import HiddenRequest, LossHead, LossRequest
 from training.optim import parameter_groups, set_learning_rates
-from training.phases import Phases
 from training.placements import place
 from training.randomness import micro_batch_seed
 from training.schedule import lr_factor
+from training.watch.phases import Phases
 from training.world import World
 
 

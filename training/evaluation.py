@@ -10,12 +10,12 @@ from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate, write_result
 from training import distributed
 from training.config import Config
-from training.display import Display
 from training.engine import Engine
-from training.monitors import Monitors
 from training.progress import Progress
 from training.recipe import ConfigError
 from training.stopping import StopRequest
+from training.watch.display import Display
+from training.watch.monitors import Monitors
 
 
 def check_inputs(tokenizer: Tokenizer, config: Config) -> None:

@@ -8,19 +8,19 @@ from data_pipeline.errors import PipelineError
 from training import distributed
 from training.batches import HASH_SIZE, StepBatch, chain_hash
 from training.config import Config
-from training.display import Display
 from training.engine import Engine, StepResult
 from training.errors import LossSpikes, NonFiniteGradients
 from training.evaluation import Evaluation
-from training.meter import Meter
-from training.monitors import Monitors
 from training.prefetch import StepBatches
-from training.profiling import Profiler
 from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
 from training.spikes import is_spike, remembered
 from training.stopping import StopRequest
+from training.watch.display import Display
+from training.watch.meter import Meter
+from training.watch.monitors import Monitors
+from training.watch.profiling import Profiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +166,15 @@ def go_back(
         )
     report(engine, batch, "spike", step, result, watchers)
     if not saver.rewind(progress):
-        watchers.display.say(f"the loss spiked to {result.loss:.3f} at step {step}; there is no checkpoint to go back to")
+        watchers.display.say(
+            f"the loss spiked to {result.loss:.3f} at step {step}; there is no checkpoint to go back to"
+        )
         return False
     progress.rewinds, progress.rewinds_in_a_row, progress.seconds = rewinds, in_a_row, seconds
     progress.skipped_steps = skipped
-    watchers.display.say(f"the loss spiked to {result.loss:.3f} at step {step}: back to step {progress.step}, with other data")
+    watchers.display.say(
+        f"the loss spiked to {result.loss:.3f} at step {step}: back to step {progress.step}, with other data"
+    )
     watchers.record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
     watchers.monitors.go_back(progress.step)

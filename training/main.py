@@ -35,7 +35,16 @@ from training.recipe import ConfigError
 from training.stopping import StopRequest
 from training.world import World, limit_threads
 
-USER_ERRORS = (ConfigError, PipelineError, AdapterError, EvalError, CheckpointError, ModelError, NonFiniteGradients, LossSpikes)
+USER_ERRORS = (
+    ConfigError,
+    PipelineError,
+    AdapterError,
+    EvalError,
+    CheckpointError,
+    ModelError,
+    NonFiniteGradients,
+    LossSpikes,
+)
 """What a user can put right; everything else keeps its traceback."""
 
 
@@ -72,32 +81,30 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from data_pipeline import load_tokenizer
     from training import placements
     from training.agreement import refuse_disagreement
-    from training.assembly import assemble
+    from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
-    from training.display import Display
     from training.distributed import from_rank_0, init_distributed
     from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
     from training.length import resolve
     from training.loop import Watchers, train
-    from training.meter import Meter
-    from training.model import base_fingerprint, count_parameters, folder_fingerprint
-    from training.monitors import Monitors
+    from training.model.assembly import assemble
+    from training.model.build import base_fingerprint, count_parameters, folder_fingerprint
     from training.prefetch import StepBatches
-    from training.profiling import Profiler
     from training.progress import Progress
     from training.record import RunRecord, open_log
     from training.saving import Saver
-    from training.shape import from_hugging_face
+    from training.watch.display import Display
+    from training.watch.meter import Meter
+    from training.watch.monitors import Monitors
+    from training.watch.profiling import Profiler
 
     tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
     check_inputs(tokenizer, command.config)
     log = open_log(command.config.run.dir, world.rank)
     record = RunRecord(command.config.run.dir, world)
-    display = Display(
-        label=command.config.run.dir.name, steps=command.config.train.steps, is_shown=world.rank == 0
-    )
+    display = Display(label=command.config.run.dir.name, steps=command.config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
     device = init_distributed(world)
     refuse_disagreement(command.config, command.ds_config, world)
@@ -155,7 +162,14 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     try:
         with display:
             is_done = train(
-                engine, batches, progress, config=config, watchers=watchers, evaluation=evaluation, saver=saver, stop=stop
+                engine,
+                batches,
+                progress,
+                config=config,
+                watchers=watchers,
+                evaluation=evaluation,
+                saver=saver,
+                stop=stop,
             )
         if is_done and config.checkpoint.export:
             write = export_merged if config.checkpoint.export_merged else export

@@ -15,7 +15,7 @@ from data_pipeline.stream.token_stream import Row, TokenStream
 from data_pipeline.stream.workers import PrefetchedStream
 from training.batches import StepBatch, take_step
 from training.config import Config
-from training.sequence_parallel import shard_step
+from training.model.sequence_parallel import shard_step
 
 
 class StepBatches:

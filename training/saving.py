@@ -11,13 +11,13 @@ from typing import Any
 from data_pipeline.stream.token_stream import merge_states
 from training import checkpoint
 from training.config import Config
-from training.display import Display
 from training.distributed import from_rank_0
 from training.engine import Engine
 from training.errors import CheckpointError
 from training.prefetch import StepBatches
 from training.progress import Progress
 from training.record import RunRecord
+from training.watch.display import Display
 
 log = logging.getLogger("palimpsest")
 

@@ -134,14 +134,14 @@ def _resident(kind: str) -> int:
 
 
 class Counted:
-    """Bytes that this rank puts on the wire in the last step, if they are asked for; `training/traffic.py` counts both sides'."""
+    """Bytes that this rank puts on the wire in the last step, if they are asked for; `training/watch/traffic.py` counts both sides'."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self._left = asked.warm_up + asked.steps - 1
         self._traffic: Any = None
         if asked.count:
             sys.path.append(str(Path(__file__).resolve().parents[2]))
-            from training.traffic import Traffic
+            from training.watch.traffic import Traffic
 
             self._traffic = Traffic()
 

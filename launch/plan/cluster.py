@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.communication import Collective
-from training.memory import GiB
+from training.costs.communication import Collective
+from training.costs.memory import GiB
 
 EFFICIENCY = 0.45
 """Part of the peak that matrix products and attention reach, everything between them included."""
@@ -41,7 +41,7 @@ GPUS = {
     # GiB of memory; GB/s of an all-gather inside a node.
     "H100": (80, 361), "H200": (141, 361), "A100": (80, 230), "B200": (180, 700), "L40S": (48, 25), "MI300X": (192, 310),
 }  # fmt: skip
-"""Accelerators by name; their FLOP/s are in training.flops."""
+"""Accelerators by name; their FLOP/s are in training.costs.flops."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ from launch.plan.options import Work, enough_nodes, options, recommend
 from launch.plan.report import Plan, print_plan, to_json
 from launch.plan.shapes import SHAPES, PlanError, known_shape, shape_of
 from training.config import Config, Kind
+from training.costs.fitting import setup_of
+from training.costs.flops import peak_flops
+from training.costs.memory import NUM_STATES, Trained, ZeroOptions
+from training.costs.shape import Shape, adapter_problems
 from training.ds_json import read_ds_config
-from training.fitting import setup_of
-from training.flops import peak_flops
 from training.length import is_length_known, resolve
-from training.memory import NUM_STATES, Trained, ZeroOptions
 from training.recipe import ConfigError, load_config
-from training.shape import Shape, adapter_problems
 
 KINDS: tuple[Kind, ...] = ("none", "lora", "monteclora")
 DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3.json"

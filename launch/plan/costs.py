@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from launch.plan import cluster as known
 from launch.plan.cluster import Cluster
-from training.communication import collectives
-from training.flops import step_flops
-from training.memory import Memory, Setup, estimate
+from training.costs.communication import collectives
+from training.costs.flops import step_flops
+from training.costs.memory import Memory, Setup, estimate
 
 REPLICATED_BUCKET = 2**27
 """Bytes of gradients that travel together when the model is replicated (training.placements.replicated)."""

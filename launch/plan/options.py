@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from launch.plan.cluster import Cluster
 from launch.plan.costs import Costs, costs_of
-from training.memory import Placement, Setup, layers_to_recompute, usable_bytes
+from training.costs.memory import Placement, Setup, layers_to_recompute, usable_bytes
 
 PLACEMENTS: tuple[Placement, ...] = ("replicated", "zero3", "zero3_hpz", "zero3_offload")
 """From the simplest to the last resort: of equally fast ones the earlier is taken."""

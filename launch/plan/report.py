@@ -16,7 +16,7 @@ from launch.plan.costs import Costs
 from launch.plan.goodput import Failures
 from launch.plan.options import Work, best_per_placement, fits, largest_micro_batch
 from training.config import Config, Kind
-from training.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_bytes
+from training.costs.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_bytes
 
 NAMES = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.config import Config, base_shape
-from training.shape import Shape, from_hugging_face
+from training.costs.shape import Shape, from_hugging_face
 
 SHAPES = {
     "llama-2-7b": (4096, 11008, 32, 32, 32, 32000),

@@ -8,8 +8,8 @@ from launch.plan.cluster import GPUS, Cluster, memory_of
 from launch.plan.options import options, recommend
 from launch.plan.shapes import known_shape
 from training.config import Config, Kind
-from training.flops import peak_flops
-from training.memory import GiB, ZeroOptions
+from training.costs.flops import peak_flops
+from training.costs.memory import GiB, ZeroOptions
 
 MODELS = {"llama-2-7b": "7B", "llama-2-13b": "13B", "llama-2-70b": "70B"}
 NODES = (1, 8, 32, 128)

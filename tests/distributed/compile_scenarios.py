@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.distributed.scenarios import Run, start
-from training.compiling import compile_layers
+from training.model.compiling import compile_layers
 
 
 def compiled_and_not(recipe: str, cases: dict[str, list[str]], steps: int) -> dict[str, Any]:

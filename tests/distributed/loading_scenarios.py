@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.config import ModelConfig
 from training.distributed import device_of, init_distributed
 from training.errors import ModelError
-from training.model import base_fingerprint, build_model, gathered
+from training.model.build import base_fingerprint, build_model, gathered
 from training.placements.zero3 import init_deepspeed
 from training.world import World, detect_world
 

@@ -17,22 +17,22 @@ from data_pipeline import TokenStream
 from data_pipeline.stream.token_stream import Row
 from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from training import placements
-from training.assembly import assemble
 from training.batches import HASH_SIZE, chain_hash, row_hash
 from training.checkpoint import write_shard
 from training.config import Config
-from training.display import Display
 from training.distributed import device_of, init_distributed
 from training.ds_json import read_ds_config
 from training.engine import Engine
 from training.loop import take_batch
-from training.loss import IGNORE, summed_cross_entropy
+from training.model.assembly import assemble
+from training.model.loss import IGNORE, summed_cross_entropy
 from training.prefetch import StepBatches
 from training.randomness import micro_batch_seed
 from training.recipe import load_config
 from training.record import RunRecord
 from training.saving import Saver
 from training.schedule import lr_factor
+from training.watch.display import Display
 from training.world import World, detect_world
 
 CPU_JSON = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3_cpu.json"
@@ -176,7 +176,9 @@ class Rows:
 
     @staticmethod
     def of(rows: list[Row]) -> Rows:
-        tensors = {k: torch.tensor([getattr(row, k).tolist() for row in rows]) for k in ("input_ids", "labels", "position_ids")}
+        tensors = {
+            k: torch.tensor([getattr(row, k).tolist() for row in rows]) for k in ("input_ids", "labels", "position_ids")
+        }
         return Rows(first_lane=rows[0].lane, **tensors)
 
 

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tests.distributed.scenarios import Run, start
-from training.attention import ATTENTION
 from training.checkpoint import write_shard
+from training.model.attention import ATTENTION
+from training.model.sequence_parallel import SequenceGroup, exchange
 from training.progress import Progress
-from training.sequence_parallel import SequenceGroup, exchange
 from training.world import World
 
 

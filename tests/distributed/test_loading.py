@@ -15,8 +15,8 @@ from tests.distributed.loading_scenarios import plain_losses
 from tests.ranks import run_ranks
 from tests.unit.training.minimal import write_weights
 from training.config import llama_shape
-from training.loading import READ_BYTES
-from training.model import folder_fingerprint
+from training.model.build import folder_fingerprint
+from training.model.loading import READ_BYTES
 
 pytestmark = pytest.mark.dist
 

@@ -124,10 +124,10 @@ def test_a_step_that_one_rank_spoils_changes_nothing(tiny_recipe: Path) -> None:
             assert found["next"], name
 
 
-@pytest.mark.parametrize(("saved", "by"), [("replicated", ("zero3", "replicated")), ("zero3", ("replicated", "zero3_offload"))])
-def test_a_run_goes_on_in_another_placement(
-    saved: str, by: tuple[str, ...], tiny_recipe: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("saved", "by"), [("replicated", ("zero3", "replicated")), ("zero3", ("replicated", "zero3_offload"))]
+)
+def test_a_run_goes_on_in_another_placement(saved: str, by: tuple[str, ...], tiny_recipe: Path, tmp_path: Path) -> None:
     common = kind("monteclora", "--run.dir", str(tmp_path / "run"))
     first, _ = run_ranks(
         "tests.distributed.placement_scenarios:saved_in", 2, recipe=str(tiny_recipe),

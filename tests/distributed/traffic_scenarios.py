@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tests.distributed import scenarios
 from tests.distributed.scenarios import Run, start
 from training.placements.zero3 import init_deepspeed
-from training.traffic import Traffic
+from training.watch.traffic import Traffic
 
 
 def collectives() -> dict[str, Any]:

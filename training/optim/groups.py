@@ -11,8 +11,8 @@ from torch import nn
 
 from monteclora import Adapter
 from training.config import Config, OptimConfig
+from training.costs.shape import unmatched
 from training.errors import ModelError
-from training.shape import unmatched
 
 _IN_DECODER_LAYER = re.compile(r"(^|\.)layers\.\d+\.")
 

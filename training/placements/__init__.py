@@ -66,7 +66,9 @@ class Placement(Protocol):
         """Let go of what it holds."""
 
 
-def prepare(config: Config, ds_config: dict[str, Any], world: World, say: Callable[[str], None] = print) -> dict[str, Any]:
+def prepare(
+    config: Config, ds_config: dict[str, Any], world: World, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Make ready what the placement needs beside the process group; return the DeepSpeed configuration, completed.
 
     `say` gets a line when that takes long, which it does once per machine.

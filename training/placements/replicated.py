@@ -99,11 +99,15 @@ class Replicated:
         return norm, is_finite
 
     def _publish(self) -> None:
-        """Bring every rank's masters to all ranks, as weights."""
+        """Bring every rank's masters to all ranks, as weights: one bucket while the one before it is written."""
+        before: Bucket | None = None
         for bucket in self._buckets:
             bucket.start_gathering()
-        for bucket in self._buckets:
-            bucket.finish_gathering()
+            if before is not None:
+                before.finish_gathering()
+            before = bucket
+        if before is not None:
+            before.finish_gathering()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Whole shapes; see `Placement`."""

@@ -17,7 +17,7 @@ HEAVY = ("torch", "deepspeed", "transformers", "numpy", "mpi4py", "tyro", "sente
         "launch", "launch.plan.command", "launch.plan.table", "launch.demo", "launch.local", "launch.__main__",
         "training", "training.config", "training.recipe", "training.ds_json", "training.record", "training.world",
         "training.files", "training.schedule", "training.randomness", "training.stopping", "training.command_line",
-        "training.main", "training.memory", "training.communication", "training.flops", "training.fitting",
+        "training.main", "training.costs.memory", "training.costs.communication", "training.costs.flops", "training.costs.fitting",
     ],
 )  # fmt: skip
 def test_what_a_login_node_needs_imports_no_heavy_library(module: str) -> None:

@@ -21,15 +21,15 @@ from launch.plan.shapes import SHAPES as KNOWN
 from launch.plan.shapes import PlanError, known_shape, shape_of
 from monteclora import attach_adapter
 from monteclora.config import LoRAConfig
+from tests.unit.training.costs.test_shape import LLAMA_2_7B, LLAMA_3_8B, SHAPES, llama
 from tests.unit.training.minimal import minimal_config, write_base
-from tests.unit.training.test_shape import LLAMA_2_7B, LLAMA_3_8B, SHAPES, llama
-from training.communication import Collective
 from training.config import AdapterConfig, Config
-from training.flops import step_flops
-from training.memory import GiB, Setup, Trained, ZeroOptions, estimate, usable_bytes
-from training.model import count_parameters
+from training.costs.communication import Collective
+from training.costs.flops import step_flops
+from training.costs.memory import GiB, Setup, Trained, ZeroOptions, estimate, usable_bytes
+from training.costs.shape import Shape
+from training.model.build import count_parameters
 from training.recipe import ConfigError
-from training.shape import Shape
 
 TARGETS = {
     "all": AdapterConfig().targets,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.stream.token_stream import Row, RowDocument
 from training.batches import HASH_SIZE, chain_hash, row_hash, stack, take_step
-from training.loss import IGNORE
+from training.model.loss import IGNORE
 
 ZERO = np.zeros(4, dtype=np.int64)
 

@@ -16,7 +16,7 @@ from monteclora import Adapter, LoRAConfig, MonteCLoRAConfig, attach_adapter, lo
 from monteclora.errors import AdapterError
 from training.config import ArchitectureConfig
 from training.export import export, export_merged
-from training.model import random_model
+from training.model.build import random_model
 
 # transformers 5.23 marks a property deprecated that PEFT 0.21 reads.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline import TokenStream
-from training.assembly import assemble
 from training.batches import take_step
 from training.engine import Engine
+from training.model.assembly import assemble
 from training.recipe import load_config
 from training.world import World
 
@@ -70,8 +70,8 @@ def test_a_step_waits_for_nothing(
 ) -> None:
     config = load_config(tiny_recipe, ["--train.placement", "replicated", *overrides])
     device = torch.device("cpu")
-    monkeypatch.setattr("training.fitting.from_rank_0", lambda compute, world: compute(), raising=False)
-    for module in ("training.distributed", "training.model"):
+    monkeypatch.setattr("training.costs.fitting.from_rank_0", lambda compute, world: compute(), raising=False)
+    for module in ("training.distributed", "training.model.build"):
         monkeypatch.setattr(f"{module}.gather", lambda value, world: [value], raising=False)
         monkeypatch.setattr(f"{module}.from_rank_0", lambda compute, world: compute(), raising=False)
         monkeypatch.setattr(f"{module}.raise_on_all_ranks", lambda problem, kind, world: None, raising=False)

@@ -13,9 +13,9 @@ from torch import nn
 
 from data_pipeline import DataConfig, SourceConfig, TokenStream
 from data_pipeline.demo.tokenizer import train_tokenizer
-from training.attention import ATTENTION
 from training.batches import stack
-from training.loss import IGNORE, summed_cross_entropy
+from training.model.attention import ATTENTION
+from training.model.loss import IGNORE, summed_cross_entropy
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps", "on", "warm", "stones")
 SEQ_LEN = 64

@@ -12,7 +12,7 @@ from monteclora import Adapter, attach_adapter
 from tests.unit.training.minimal import minimal_config
 from training.config import ArchitectureConfig, Config
 from training.errors import ModelError
-from training.model import random_model
+from training.model.build import random_model
 from training.optim import make_optimizer, parameter_groups, set_learning_rates
 
 SMALL = ArchitectureConfig(

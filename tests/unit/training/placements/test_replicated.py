@@ -155,7 +155,9 @@ def test_whole_parameters_are_those_of_the_module(tmp_path: Path) -> None:
     found = dict(placement.full_parameters())
     assert found.keys() == dict(network().named_parameters()).keys()
     assert [name for name, _ in placement.full_parameters(["3.weight"])] == ["3.weight"]
-    assert all(torch.equal(value, p) for (_, p), value in zip(placement.module.named_parameters(), found.values(), strict=True))  # type: ignore[arg-type]
+    assert all(
+        torch.equal(value, p) for (_, p), value in zip(placement.module.named_parameters(), found.values(), strict=True)
+    )  # type: ignore[arg-type]
 
 
 @given(
@@ -181,6 +183,10 @@ def test_rows_of_a_bucket_are_the_ranks_slices(shapes: list[tuple[int, int]], si
         assert not collected[numel:].any()
         assert place.stop - place.start == width
         for rank, bucket in enumerate(buckets):
-            piece = next(each for each in bucket.slices({id(p): str(id(p)) for p in parameters}) if each.name == str(id(parameter)))
+            piece = next(
+                each
+                for each in bucket.slices({id(p): str(id(p)) for p in parameters})
+                if each.name == str(id(parameter))
+            )
             assert (piece.start, piece.offset) == (rank * width, place.start)
             assert piece.numel == max(0, min(width, numel - rank * width))

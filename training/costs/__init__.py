@@ -1,0 +1,1 @@
+"""What a run costs, by arithmetic: sizes, FLOPs, memory, bytes on the wire. No torch."""
