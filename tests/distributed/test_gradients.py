@@ -45,11 +45,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "persistent_recomputed": {"threshold": 100_000, "more": RECOMPUTED},
     "partitioned_reentrant": {"threshold": 0, "is_reentrant": True},
     "persistent_reentrant": {"threshold": 100_000, "is_reentrant": True},
+    "replicated": {"threshold": 0, "more": ("--train.placement", "replicated")},
 }
 TRIED = {
     name: tuple(VARIANTS)
     if name in ("switch", "kl")
-    else ("partitioned", "persistent_recomputed", "partitioned_reentrant")
+    else ("partitioned", "persistent_recomputed", "partitioned_reentrant", "replicated")
     for name in CASES
 }
 """Variants of each case."""
@@ -140,7 +141,8 @@ def test_two_ranks_equal_plain_pytorch(
 def test_neither_partitioning_nor_recomputation_changes_a_bit(
     name: str, two_ranks: list[dict[str, Any]], folder: Path
 ) -> None:
-    first, *others = (f"{name}-{variant}" for variant in TRIED[name])
+    # Another placement adds up in another order.
+    first, *others = (f"{name}-{variant}" for variant in TRIED[name] if variant != "replicated")
     wanted = whole_state(folder / first, two_ranks[0][first]["shapes"])
     for other in others:
         assert two_ranks[0][other]["curve"] == two_ranks[0][first]["curve"], other
@@ -204,3 +206,47 @@ def test_neither_accumulation_nor_world_size_changes_the_penaltys_weight(tiny_re
             for parameter, gradient in wanted.items():
                 # AdamW's first moment after one step, with beta1 = 0.9.
                 torch.testing.assert_close(state[f"{parameter}/exp_avg"], 0.1 * gradient, rtol=1e-5, atol=1e-10)
+
+
+SPLITS = {1: (1, 2, 8), 2: (1, 4), 4: (1, 2)}
+"""Ranks, and rows per micro-batch, that 8 rows are split into."""
+
+
+def split_cases(world_size: int) -> dict[str, dict[str, Any]]:
+    common = ("--train.gradient_clipping", "0", "--optim.warmup_steps", "0")
+    return {
+        f"{kind}-{placement}-{rows}": {
+            "threshold": 0,
+            "overrides": overrides(
+                (kind, *common), "--train.placement", placement, "--train.micro_batch_rows", str(rows)
+            ),
+        }
+        for kind in ("none", "lora")
+        for placement in ("zero3", "replicated")
+        for rows in SPLITS[world_size]
+    }
+
+
+def test_gradients_do_not_depend_on_the_split_of_a_batch(tiny_recipe: Path, tmp_path: Path) -> None:
+    wanted: dict[str, dict[str, Tensor]] = {}
+    for kind in ("none", "lora"):
+        run = Plain(
+            str(tiny_recipe), overrides((kind, "--train.gradient_clipping", "0", "--train.micro_batch_rows", "8"))
+        )
+        run.step(0)
+        wanted[kind] = {name: value for name, value in run.state() if name.endswith("/exp_avg")}
+    for world_size in SPLITS:
+        folder = tmp_path / str(world_size)
+        folder.mkdir()
+        cases = split_cases(world_size)
+        found = run_ranks(
+            "tests.distributed.scenarios:states", world_size, recipe=str(tiny_recipe), cases=cases, steps=1,
+            folder=str(folder), timeout=480,
+        )[0]  # fmt: skip
+        for name in cases:
+            state = whole_state(folder / name, found[name]["shapes"], world_size)
+            for key, moment in wanted[name.partition("-")[0]].items():
+                place, tolerance = f"{world_size} ranks, {name}, {key}", 2e-6 * float(moment.abs().max()) + 1e-12
+                torch.testing.assert_close(
+                    state[key], moment, rtol=1e-5, atol=tolerance, msg=lambda text, place=place: f"{place}: {text}"
+                )
