@@ -16,12 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.world import World
+from training.world import World, interface_to
 
 
 def init_distributed(world: World) -> torch.device:
     """Join the process group and return this rank's device: a GPU when there are any, else the CPU."""
     world.export(os.environ)
+    if world.size > world.local_size and (interface := interface_to(world.master_addr)):
+        # gloo would take that of the host's name, which many machines give to the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(world.local_rank)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
+import struct
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+
+
+SIOCGIFADDR = 0x8915
+"""Linux' request for an interface's address."""
 
 
 class WorldError(ValueError):
@@ -177,6 +183,24 @@ def own_address() -> str:
         except OSError:
             return socket.gethostbyname(socket.gethostname())
         return str(probe.getsockname()[0])
+
+
+def interface_to(address: str) -> str | None:
+    """Name of the network interface over which this host reaches an address (no packet is sent); None if it isn't known."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                try:
+                    found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                except OSError:  # an interface without an address
+                    continue
+                if socket.inet_ntoa(found[20:24]) == own:
+                    return name
+        except OSError:
+            return None
+    return None
 
 
 def free_port() -> int:

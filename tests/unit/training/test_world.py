@@ -16,6 +16,7 @@ from training.world import (
     detect_world,
     free_port,
     from_torch_variables,
+    interface_to,
     limit_threads,
     own_address,
     tasks_on_node,
@@ -243,3 +244,8 @@ class TestMpi:
             "mpirun started 2 processes but mpi4py sees 1: mpi4py uses another MPI than mpirun; "
             "set MPI4PY_LIBMPI to mpirun's library, or start with deepspeed or torchrun\n"
         ), done.stderr
+
+
+def test_the_interface_to_an_address() -> None:
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no such host") is None
