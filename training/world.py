@@ -10,7 +10,6 @@ import struct
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
-
 SIOCGIFADDR = 0x8915
 """Linux' request for an interface's address."""
 

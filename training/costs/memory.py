@@ -321,7 +321,7 @@ def _buffers(setup: Setup) -> tuple[float, float, float, float, float]:
     if setup.placement == "replicated":
         # A rank's sums of gradients; of two buckets its updated weights, and those of all ranks, which gloo gathers into a copy.
         updated = b * (model.size - model.adapter_size) + adapter_bytes(setup) * model.adapter_size
-        updated *= min(1.0, 2 * max(BUCKET_ELEMENTS, model.largest) / max(1, model.size))
+        updated = updated * min(1.0, 2 * max(BUCKET_ELEMENTS, model.largest) / max(1, model.size))
         copies = 1 / n + (2 if setup.device == "cpu" else 1)
         return 0.0, 0.0, gradient, 0.0, (4 * model.size / n + updated * copies) * (n > 1)
     largest = max(model.shape.parameters().values())
