@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import timedelta
 from typing import Any
 
 from training.config import Config, to_dict
-from training.distributed import gather
+from training.distributed import gather, init_distributed
 from training.recipe import ConfigError
 from training.record import flatten, versions
 from training.world import World
 
 SHOWN = 8
 """Differences that are named."""
+
+PATIENCE = timedelta(seconds=15)
+"""How long a rank that can't start tries to reach the others: less than launchers wait for the last rank to end."""
+
+
+def refuse_problems(problem: Exception | None, world: World) -> None:
+    """Refuse on all ranks what one of them, on its own node, can't do (a collective).
+
+    Raises:
+        ConfigError: with the problems of the first rank that has any.
+    """
+    ours = None if problem is None else problem.problems if isinstance(problem, ConfigError) else [str(problem)]
+    for rank, problems in enumerate(gather(ours, world)):
+        if problems is not None:
+            raise ConfigError(problems if rank == 0 else [f"rank {rank}: {text}" for text in problems]) from problem
+
+
+def tell_the_others(problem: Exception, world: World) -> bool:
+    """From a rank that can't start, tell those that wait for it, of which the first will say it; return whether they heard.
+
+    When the first rank has problems of its own, it is not there.
+    """
+    try:
+        init_distributed(world, patience=PATIENCE)
+        refuse_problems(problem, world)
+    except ConfigError:
+        return True
+    except Exception:
+        # Nobody answers, in one of the ways that torch has to say so.
+        return False
+    return True
 
 
 def refuse_disagreement(config: Config, ds_config: dict[str, Any], world: World) -> None:
@@ -24,7 +56,8 @@ def refuse_disagreement(config: Config, ds_config: dict[str, Any], world: World)
     Raises:
         ConfigError: on all ranks, naming the rank and what differs.
     """
-    ours = {**flatten(to_dict(config)), **flatten(ds_config, "--ds_config: "), **flatten(versions(), "version of ")}
+    ours: dict[str, Any] = {**flatten(to_dict(config)), **flatten(ds_config, "--ds_config: "), **flatten(versions(), "version of "),
+            "ranks on a node": world.local_size}  # fmt: skip
     # Most often they agree, and a digest says so.
     digests = gather(hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest(), world)
     if len(set(digests)) == 1:

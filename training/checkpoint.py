@@ -10,9 +10,10 @@ overlap its own. The frozen base is not in it; its hash is.
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,24 +149,33 @@ def read_state(
             f"for example {different[0]}: {saved.get(different[0])} there, {shapes.get(different[0])} here"
         )
     saved_world = int(checkpoint.manifest["world_size"])
-    files = {k: safe_open(checkpoint.path / shard_name(k, saved_world), framework="pt") for k in range(saved_world)}
+
+    @functools.cache
+    def shard(saved_rank: int) -> Any:
+        return safe_open(checkpoint.path / shard_name(saved_rank, saved_world), framework="pt")
+
     state: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
+        numel = math.prod(shape)
         for key in (name, *(f"{name}/{state}" for state in states[name])):
-            slices = {k: file.get_slice(key) for k, file in files.items()}
-            state[key] = cut(slices, math.prod(shape), rank, world_size)
+            state[key] = torch.zeros(math.ceil(numel / world_size), dtype=torch.float32)
+            for saved_rank, there, here in overlaps(numel, saved_world, rank, world_size):
+                state[key][here] = shard(saved_rank).get_slice(key)[there]
     return state
 
 
-def cut(slices: dict[int, Any], numel: int, rank: int, world_size: int) -> torch.Tensor:
-    """Elements [rank*n, (rank+1)*n) of a tensor saved in equal slices, n = ceil(numel / world_size), zero-padded."""
-    old, new = math.ceil(numel / len(slices)), math.ceil(numel / world_size)
+def overlaps(numel: int, saved_world: int, rank: int, world_size: int) -> Iterator[tuple[int, slice, slice]]:
+    """The saved slices of a flattened tensor that hold a part of [rank n, (rank + 1) n), n = ceil(numel / world_size).
+
+    Yields:
+        who saved it, where the part is in its slice, and where in this rank's. What is beyond the tensor is padding.
+    """
+    old, new = math.ceil(numel / saved_world), math.ceil(numel / world_size)
     begin, end = rank * new, min((rank + 1) * new, numel)
-    result = torch.zeros(new, dtype=torch.float32)
     position = begin
     while position < end:
         source = position // old
         stop = min(end, (source + 1) * old)
-        result[position - begin : stop - begin] = slices[source][position - source * old : stop - source * old]
+        first = source * old
+        yield source, slice(position - first, stop - first), slice(position - begin, stop - begin)
         position = stop
-    return result

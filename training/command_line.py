@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +35,19 @@ class Command:
     world: World
 
 
-def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str, str]) -> Command | int:
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A command line that this rank can't follow, of a run with other ranks that perhaps can."""
+
+    problem: ConfigError
+    world: World
+
+
+def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str, str]) -> Command | Refusal | int:
     """Return the command, or the exit code when there is nothing to run (help, a problem, a finished run).
 
-    All problems of recipe, overrides, DeepSpeed JSON, world and run directory are printed together, by rank 0 only.
+    All problems of recipe, overrides, DeepSpeed JSON, world and run directory are printed together, by rank 0 only;
+    those of another rank are returned, as it may be the only one that has them.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, nargs="?")
@@ -79,7 +87,9 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
             ],
         )
     except ConfigError as error:
-        print_once_per_node(error, world)
+        if world is not None and world.rank != 0:
+            return Refusal(problem=error, world=world)
+        print(f"\n{error}\n", file=sys.stderr, flush=True)
         return EXIT_WRONG_CONFIGURATION
     assert world is not None
     if (read_json(config.run.dir / "run.json") or {}).get("status") == "done":
@@ -104,14 +114,6 @@ def node_problems(config: Config, world: World | None) -> list[str]:
         f'train.placement = "zero3_hpz": every node must have the same number of ranks, and {world.size} ranks are not a '
         f"multiple of the {world.local_size} of this node; start as many on every node, or use zero3"
     ]
-
-
-def print_once_per_node(error: Exception, world: World | None) -> None:
-    """Print what has to be put right: a file can be missing on one node alone, whose launcher then ends the others."""
-    if world is not None and world.local_rank != 0:
-        return
-    where = "" if world is None or world.rank == 0 else f"rank {world.rank} on {socket.gethostname()}: "
-    print(f"\n{where}{error}\n", file=sys.stderr, flush=True)
 
 
 def print_help(recipe: Path | None) -> None:

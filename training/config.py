@@ -110,6 +110,9 @@ class ModelConfig:
     base: str | None = field(default=None, metadata={"path_or_name": True})
     """Pretrained LLaMA: a Hugging Face model folder (safetensors), or a hub name. Not set: random weights of the architecture below."""
 
+    revision: str | None = None
+    """Branch, tag or commit of a base with a hub name. Not set: its main branch."""
+
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """Shape of the model with random weights."""
 
@@ -137,6 +140,8 @@ class ModelConfig:
         elif looks_like_path(self.base):
             for message in self._base_problems(Path(self.base)):
                 yield "base", message
+        if self.revision is not None and (self.base is None or looks_like_path(self.base)):
+            yield "revision", "is of a base with a hub name, and model.base is none; leave it out"
         yield from self._activation_checkpointing_problems()
 
     def _base_problems(self, folder: Path) -> Iterator[str]:

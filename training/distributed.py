@@ -16,27 +16,56 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.recipe import ConfigError
 from training.world import World, interface_to
 
 
-def init_distributed(world: World) -> torch.device:
-    """Join the process group and return this rank's device: a GPU when there are any, else the CPU."""
+def init_distributed(world: World, *, patience: timedelta | None = None) -> torch.device:
+    """Join the process group and return this rank's device: a GPU when there are any, else the CPU.
+
+    Args:
+        world: this rank and all others.
+        patience: how long to wait for other ranks, here and in every collective; else DEEPSPEED_TIMEOUT minutes, or 30.
+
+    Raises:
+        ConfigError: on all ranks, when one of them has no GPU of its own.
+    """
     world.export(os.environ)
     if world.size > world.local_size and (interface := interface_to(world.master_addr)):
         # gloo would take that of the host's name, which many machines give to the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(world.local_rank)
-    minutes = float(os.environ.get("DEEPSPEED_TIMEOUT", "30"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(minutes=minutes))
-    dist.barrier()
+    index, problem = None, None
+    if has_gpu := torch.cuda.is_available():
+        index = gpu_index(world.local_rank, torch.cuda.device_count())
+        if index is None:
+            problem = ConfigError(
+                [f"rank {world.rank} is number {world.local_rank} on its node, which shows it {torch.cuda.device_count()} "
+                 "GPUs; start as many ranks per node as it has GPUs"]
+            )  # fmt: skip
+        else:
+            torch.cuda.set_device(index)
+            # DeepSpeed goes by it.
+            os.environ["LOCAL_RANK"] = str(index)
+    timeout = patience or timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timeout)
+    for text in gather(None if problem is None else problem.problems[0], world):
+        if text is not None:
+            raise ConfigError([text])
     return device_of(world)
+
+
+def gpu_index(local_rank: int, num_gpus: int) -> int | None:
+    """Which of the GPUs that a rank sees is its own: its own number's, or the only one; None when there is none."""
+    if local_rank < num_gpus:
+        return local_rank
+    return 0 if num_gpus == 1 else None
 
 
 def device_of(world: World) -> torch.device:
     """This rank's device."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_index(world.local_rank, torch.cuda.device_count()) or 0)
 
 
 def leave_distributed() -> None:

@@ -22,6 +22,7 @@ OWNED = {
     "fp16": "train.precision",
     "data_types": "train.precision",
     "torch_autocast": "train.precision",
+    "communication_data_type": "train.precision",
     "optimizer": "optim",
     "scheduler": "optim.schedule",
     "zero_optimization.offload_optimizer": "train.placement = zero3_offload",
@@ -49,6 +50,8 @@ REMOVED = {
 """Keys that DeepSpeed 0.19 removed and stops at, and what to do about each."""
 
 UNSUPPORTED = {
+    "prescale_gradients": "scaling of gradients before their reduction (ZeRO-3 has none)",
+    "gradient_predivide_factor": "scaling of gradients before their reduction (ZeRO-3 has none)",
     "zero_optimization.offload_param": "offloading of weights",
     "zero_optimization.zero_quantized_weights": "qwZ",
     "zero_optimization.zero_quantized_gradients": "qgZ",
@@ -58,7 +61,7 @@ UNSUPPORTED = {
 
 KNOWN = {
     "zero_optimization", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
-    "steps_per_print", "prescale_gradients", "gradient_predivide_factor", "communication_data_type", "dump_state",
+    "steps_per_print", "dump_state",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "compile", "seq_parallel_communication_data_type",
     "checkpoint", "timers", "disable_allgather",
 }  # fmt: skip

@@ -172,6 +172,8 @@ def go_back(
         return False
     progress.rewinds, progress.rewinds_in_a_row, progress.seconds = rewinds, in_a_row, seconds
     progress.skipped_steps = skipped
+    # So that a start after a kill goes on behind the spike, too.
+    saver.save(progress)
     watchers.display.say(
         f"the loss spiked to {result.loss:.3f} at step {step}: back to step {progress.step}, with other data"
     )

@@ -27,6 +27,7 @@ from training.command_line import (
     EXIT_PREEMPTED,
     EXIT_WRONG_CONFIGURATION,
     Command,
+    Refusal,
     parse_command_line,
 )
 from training.config import Config
@@ -54,8 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(command, int):
         return command
     limit_threads(command.world, os.environ)
+    if isinstance(command, Refusal):
+        from training.agreement import tell_the_others
+
+        world = command.world
+        # Other launchers have ended this rank by now if the first one had problems; srun lets all of them speak.
+        is_speaker = world.launcher != "srun" or world.local_rank == 0
+        if not tell_the_others(command.problem, world) and is_speaker:
+            print(f"\nrank {world.rank}: {command.problem}\n", file=sys.stderr, flush=True)
+        return EXIT_WRONG_CONFIGURATION
     stop = StopRequest(command.config.run.dir, watches_file=command.world.rank == 0)
-    stop.listen()
     try:
         with contextlib.ExitStack() as on_exit:
             return run(command, command.world, stop, on_exit)
@@ -80,7 +89,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     quiet_libraries()
     from data_pipeline import load_tokenizer
     from training import placements
-    from training.agreement import refuse_disagreement
+    from training.agreement import refuse_disagreement, refuse_problems
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
     from training.distributed import from_rank_0, init_distributed
@@ -100,13 +109,20 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from training.watch.monitors import Monitors
     from training.watch.profiling import Profiler
 
-    tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
-    check_inputs(tokenizer, command.config)
-    log = open_log(command.config.run.dir, world.rank)
+    problem: Exception | None = None
+    try:
+        log = open_log(command.config.run.dir, world.rank)
+        tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
+        check_inputs(tokenizer, command.config)
+    except USER_ERRORS as error:
+        problem = error
     record = RunRecord(command.config.run.dir, world)
     display = Display(label=command.config.run.dir.name, steps=command.config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
     device = init_distributed(world)
+    # Until here a signal ends the process, which may wait for ranks that never come.
+    stop.listen()
+    refuse_problems(problem, world)
     refuse_disagreement(command.config, command.ds_config, world)
     if not from_rank_0(record.lock, world):
         raise ConfigError([f'run.dir = "{command.config.run.dir}": another start of this run is going on'])
@@ -126,7 +142,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
         "recomputed_layers": assembly.recomputed_layers,
         "kernels": assembly.kernels,
         "epoch": epoch,
-        "base_fingerprint": base_fingerprint(config.model.base, world),
+        "base_fingerprint": base_fingerprint(config.model, world),
         "init_fingerprint": from_rank_0(lambda: folder_fingerprint(config.adapter.init_from), world),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "tokenizer_engine": stream.tokenizer.engine,

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "train.max_skipped_steps",
     "train.placement",
     "train.sequence_parallel",
+    "model.revision",
     "model.activation_checkpointing",
     "model.compile",
     "model.kernels",

@@ -38,6 +38,7 @@ class Saver:
         self._stall_seconds = 0.0
         self.saved_step: int | None = None
         """Step of the newest checkpoint that this start has written or read."""
+        self._is_rewound = False
 
     @property
     def root(self) -> Path:
@@ -46,7 +47,7 @@ class Saver:
 
     def save(self, progress: Progress, *, keep_all: bool = False) -> None:
         """Write a checkpoint of the current step, unless there is one; older ones than checkpoint.keep are deleted."""
-        if self.saved_step == progress.step:
+        if self.saved_step == progress.step and not self._is_rewound:
             return
         began = time.perf_counter()
         engine, world = self._engine, self._engine.world
@@ -62,7 +63,7 @@ class Saver:
             checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), keep)
         engine.barrier()
         self._stall_seconds += time.perf_counter() - began
-        self.saved_step = progress.step
+        self.saved_step, self._is_rewound = progress.step, False
         self._record.update(last_checkpoint=progress.step, data=self.data_counts())
         log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
 
@@ -108,6 +109,8 @@ class Saver:
         if found is None:
             return False
         self._load(found, progress)
+        # Saved again even if the run is stopped at once: the data have moved on.
+        self._is_rewound = True
         return True
 
     def _newest(self) -> checkpoint.Checkpoint | None:

@@ -102,7 +102,7 @@ def load(bases: dict[str, str], pickled: str, damaged: list[str]) -> dict[str, A
     model = build(pickled, "zero3", "bf16", world, allow_pickled_weights=True)
     found["wrong"]["pickled"] = wrong_slices(model, whole, world)
     return found | {
-        "fingerprint": base_fingerprint(bases["untied"], world),
+        "fingerprint": base_fingerprint(ModelConfig(base=bases["untied"]), world),
         "losses": [losses(bases["untied"], world, hpz) for hpz in ([1, world.size] if world.size > 1 else [1])],
         # At the end: DeepSpeed numbers parameters, and the ranks have now made different numbers of them.
         "refused": build_error(damaged[world.rank], world),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from evals.errors import EvalError
 from training import main
 from training.engine import Engine
 
@@ -49,3 +50,20 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def disagreeing(arguments: list[str]) -> dict[str, Any]:
     """Train with another learning rate on rank 1."""
     return run([*arguments, *(["--optim.lr", "0.25"] if os.environ["RANK"] == "1" else [])])
+
+
+def refused_on_rank_1(arguments: list[str]) -> dict[str, Any]:
+    """Train; rank 1 alone has an option that is no setting."""
+    return run([*arguments, *(["--optim.lrr", "1"] if os.environ["RANK"] == "1" else [])])
+
+
+def missing_on_rank_1(arguments: list[str]) -> dict[str, Any]:
+    """Train; rank 1 alone can't read the held-out text."""
+    from training import evaluation
+
+    def check_tasks(*args: Any, **kwargs: Any) -> None:
+        raise EvalError("heldout.jsonl: no such file")
+
+    if os.environ["RANK"] == "1":
+        evaluation.check_tasks = check_tasks  # type: ignore[assignment]
+    return run(arguments)

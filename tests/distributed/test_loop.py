@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ranks import run_ranks
+from tests.ranks import ROOT, base_environment, free_port, run_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -85,3 +87,35 @@ def test_ranks_that_disagree_all_end(tiny_recipe: Path, tmp_path: Path) -> None:
     assert [each["code"] for each in found] == [2, 2]
     assert "optim.lr: 0.25 on rank 1, 0.005 on rank 0" in found[0]["said"]
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("refused_on_rank_1", "rank 1: --optim.lrr (command line): unknown setting; did you mean optim.lr?"),
+        ("missing_on_rank_1", "rank 1: heldout.jsonl: no such file"),
+    ],
+)
+def test_what_one_rank_cannot_do_ends_all(scenario: str, message: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    common = arguments(tiny_recipe, tmp_path)
+    found = run_ranks(f"tests.distributed.loop_scenarios:{scenario}", 2, arguments=common, timeout=120)
+    assert [each["code"] for each in found] == [2, 2]
+    assert message in found[0]["said"]
+    assert found[1]["said"] == ""
+
+
+def test_a_rank_that_reaches_nobody_says_its_problem_itself(tiny_recipe: Path, tmp_path: Path) -> None:
+    from training import agreement
+
+    environment = base_environment() | {
+        "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "training.main", *arguments(tiny_recipe, tmp_path), "--optim.lrr", "1"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=agreement.PATIENCE.total_seconds() + 90,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "rank 1: " in done.stderr
+    assert "--optim.lrr (command line): unknown setting" in done.stderr
+    assert "Traceback" not in done.stderr

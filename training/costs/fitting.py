@@ -100,7 +100,7 @@ def _shape(config: Config) -> Shape | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return llama_shape(str(Path(hf_hub_download(base, "config.json")).parent))
+        return llama_shape(str(Path(hf_hub_download(base, "config.json", revision=config.model.revision)).parent))
     except (OSError, ValueError):
         # Loading it will say why.
         return None

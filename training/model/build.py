@@ -17,7 +17,7 @@ from training.distributed import gather, raise_on_all_ranks
 from training.errors import ModelError
 from training.files import sha256
 from training.model.attention import ATTENTION
-from training.model.loading import load_base, partitioned, replicated
+from training.model.loading import base_folder, load_base, partitioned, replicated
 from training.world import World
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -100,8 +100,9 @@ def random_model(
         tie_word_embeddings=shape.tie_embeddings,
         attn_implementation=attention,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # The CPU's generator alone: asking for those of the GPUs would open a context on every one of them.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = LlamaForCausalLM(llama)
     # Parameters only: rotary frequencies rounded to bf16 would be another model than the one that is loaded again.
     for parameter in model.parameters():
@@ -135,27 +136,31 @@ def gathered(parameter: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def folder_fingerprint(folder: str | Path | None) -> str | None:
-    """SHA-256 over the weight files of a model's or adapter's folder, in name order; None for a hub name and for none."""
-    if folder is None or not looks_like_path(str(folder)):
-        return None
-    return _fingerprint([sha256(path) for path in fingerprinted_files(folder)])
+    """SHA-256 over the weight files of a model's or adapter's folder, in name order; None for none."""
+    return None if folder is None else _fingerprint([sha256(path) for path in fingerprinted_files(folder)])
 
 
-def base_fingerprint(folder: str | None, world: World) -> str | None:
-    """The folder_fingerprint, of which each rank reads its share of the files (a collective).
+def base_fingerprint(config: ModelConfig, world: World) -> str | None:
+    """The folder_fingerprint of the base, of which each rank reads its share of the files (a collective); None for none.
 
     Raises:
-        ModelError: on all ranks, when one of them can't read its files.
+        ModelError: on all ranks, when one of them can't read its files, or has another commit of a hub repository.
     """
-    if folder is None or not looks_like_path(folder):
+    if config.base is None:
         return None
-    files, hashes, problem = [], {}, None
+    commit, hashes, problem = None, {}, None
     try:
-        files = fingerprinted_files(folder)
-        hashes = {path.name: sha256(path) for path in files[world.rank :: world.size]}
+        folder = base_folder(config)
+        commit = None if looks_like_path(config.base) else folder.name
+        hashes = {path.name: sha256(path) for path in fingerprinted_files(folder)[world.rank :: world.size]}
     except OSError as error:
-        problem = ModelError(f'model.base = "{folder}": {error.filename} can\'t be read: {error.strerror}')
+        problem = ModelError(f'model.base = "{config.base}": {error.filename} can\'t be read: {error.strerror}')
     raise_on_all_ranks(problem, ModelError, world)
+    if len(commits := dict.fromkeys(gather(commit, world))) > 1:
+        raise ModelError(
+            f'model.base = "{config.base}": it changed while the ranks downloaded it, so that they have several commits of '
+            f"it ({', '.join(map(str, commits))}); set model.revision to one of them"
+        )
     everything = {name: value for part in gather(hashes, world) for name, value in part.items()}
     return _fingerprint([everything[name] for name in sorted(everything)])
 

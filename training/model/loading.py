@@ -197,10 +197,10 @@ def base_folder(config: ModelConfig) -> Path:
     if looks_like_path(base):
         folder = Path(base)
     else:
-        code = ["*.py"] if config.allow_remote_code else []
-        folder = Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", *code]))
+        code = ("*.py",) if config.allow_remote_code else ()
+        folder = snapshot(base, config.revision, ("*.json", "*.safetensors", *code))
         if config.allow_pickled_weights and not base_files.weight_files(folder):
-            folder = Path(snapshot_download(base, allow_patterns=["*.json", "pytorch_model*.bin", *code]))
+            folder = snapshot(base, config.revision, ("*.json", "pytorch_model*.bin", *code))
     missing = list(
         base_files.permission_problems(
             folder, allow_pickled_weights=config.allow_pickled_weights, allow_remote_code=config.allow_remote_code
@@ -209,6 +209,15 @@ def base_folder(config: ModelConfig) -> Path:
     if missing:
         raise ModelError("; ".join(missing))
     return folder
+
+
+@functools.cache
+def snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The folder of a hub repository's files at one commit, whose name it bears.
+
+    The hub is asked once: of a branch that moves while the run starts, what is loaded is what gets the fingerprint.
+    """
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 def open_weights(folder: Path) -> Weights:

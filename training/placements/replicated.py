@@ -26,6 +26,9 @@ BUCKET_ELEMENTS = 1 << 25
 """Most elements of a bucket that holds more than one parameter: 128 MiB of gradients, large enough for the whole
 bandwidth of a link and small enough to overlap with backward."""
 
+NORM_ELEMENTS = 1 << 20
+"""Elements whose squares are added up in fp32; the sums of such parts are added in fp64."""
+
 
 class Replicated:
     """A `Placement` of whole weights on every rank."""
@@ -77,8 +80,9 @@ class Replicated:
         for bucket in self._buckets:
             bucket.finish_reduction()
         shares = [bucket.share for bucket in self._buckets]
-        norms = [torch.linalg.vector_norm(share, dtype=torch.float64) for share in shares]
-        squares = torch.stack(norms).square().sum()
+        # Of parts, as fp64 all at once would be a copy of the gradients.
+        norms = [torch.linalg.vector_norm(part) for share in shares for part in share.split(NORM_ELEMENTS)]
+        squares = torch.stack(norms).double().square().sum()
         if self._world.size > 1:
             dist.all_reduce(squares)
         norm = (squares.sqrt() / self._world.size).float()
@@ -119,7 +123,7 @@ class Replicated:
 
     def local_state(self) -> dict[str, torch.Tensor]:
         """This rank's slices; see `Placement`."""
-        return {name: view.cpu().clone() for name, view in self._views()}
+        return {name: view.to("cpu", copy=True) for name, view in self._views()}
 
     def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
         """Set such slices; see `Placement`."""
@@ -144,7 +148,7 @@ class Replicated:
         """Whole parameters on rank 0; see `Placement`."""
         for name, parameter in self.module.named_parameters():
             if names is None or name in names:
-                yield name, parameter.detach().cpu().clone() if self._world.rank == 0 else None
+                yield name, parameter.detach().to("cpu", copy=True) if self._world.rank == 0 else None
 
     def close(self) -> None:
         """Nothing is held that the process group does not hold."""

@@ -126,9 +126,10 @@ class Zero3:
         state: dict[str, torch.Tensor] = {}
         for name, keys in self.state_names().items():
             parameter = self._names[name]
-            state[name] = safe_get_local_fp32_param(parameter).detach().cpu().clone()
+            state[name] = safe_get_local_fp32_param(parameter).detach().to("cpu", copy=True)
             for key in keys:
-                state[f"{name}/{key}"] = safe_get_local_optimizer_state(parameter, key).detach().cpu().clone()
+                value = safe_get_local_optimizer_state(parameter, key)
+                state[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
         return state
 
     def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
@@ -164,7 +165,7 @@ class Zero3:
             if names is not None and name not in names:
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):
-                whole = parameter.detach().cpu().clone() if self._world.rank == 0 else None
+                whole = parameter.detach().to("cpu", copy=True) if self._world.rank == 0 else None
             yield name, whole
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ class Monitors:
 
     def close(self) -> None:
         """Write what is still to be written; nothing is shown after that."""
-        for name, monitor in self._open.items():
+        for name, monitor in list(self._open.items()):
             with self._guarded(name):
                 monitor.close()
         self._names.clear()
@@ -155,5 +155,7 @@ class Monitors:
         try:
             yield
         except Exception as error:  # Whatever it is, it is not worth a run.
-            self._names.remove(name)
+            self._open.pop(name, None)
+            if name in self._names:
+                self._names.remove(name)
             self._say(f"going on without {name}: {type(error).__name__}: {error}")
