@@ -68,7 +68,8 @@ def refuse_disagreement(config: Config, ds_config: dict[str, Any], world: World)
         f"{name}: {json.dumps(of_rank.get(name))} on rank {rank}, {json.dumps(first.get(name))} on rank 0; start all "
         "ranks with the same recipe, options and software"
         for rank, of_rank in enumerate(all_ranks)
-        for name in sorted(first.keys() | of_rank.keys())
+        # A setting of the recipe decides what is in the others.
+        for name in sorted(first.keys() | of_rank.keys(), key=lambda name: (" " in name, name))
         if of_rank.get(name) != first.get(name)
     ]
     more = [f"and {len(problems) - SHOWN} more differences between ranks"] if len(problems) > SHOWN else []

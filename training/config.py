@@ -122,7 +122,7 @@ class ModelConfig:
     allow_remote_code: bool = False
     """Run the Python code that a base brings with it. Whoever wrote it can then do what you can."""
 
-    activation_checkpointing: str = "off"
+    activation_checkpointing: str = field(default="off", metadata={"number_too": True})
     """Decoder layers whose activations are recomputed in the backward pass, for memory against up to a third more time:
     off, full (all layers), a number of layers, or auto (as few as the memory model says the device needs)."""
 
@@ -152,8 +152,10 @@ class ModelConfig:
             yield f"no such model folder{hint}"
         elif not (folder / "config.json").is_file():
             yield "the folder has no config.json, so it is not a Hugging Face model"
-        elif read_json(folder / "config.json") is None:
+        elif (found := read_json(folder / "config.json")) is None:
             yield "the folder's config.json can't be read"
+        elif found.get("model_type") == "llama" and llama_shape(str(folder)) is None:
+            yield "the folder's config.json does not say the sizes of a LLaMA: one is missing, or is no number"
         else:
             yield from base_files.permission_problems(
                 folder, allow_pickled_weights=self.allow_pickled_weights, allow_remote_code=self.allow_remote_code

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ KNOWN = {
 
 ZERO = {
     **dict.fromkeys(
-        ("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
-         "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
-         "stage3_max_reuse_distance", "stage3_module_granularity_threshold"), "a number"),
+        ("stage", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+         "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+         "stage3_module_granularity_threshold"), "a whole number, not negative"),
+    **dict.fromkeys(
+        ("reduce_bucket_size", "allgather_bucket_size", "sub_group_size"), "a whole number, at least 1"),
     **dict.fromkeys(
         ("contiguous_gradients", "reduce_scatter", "overlap_comm", "allgather_partitions", "round_robin_gradients",
          "stage3_gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
@@ -81,6 +83,27 @@ ZERO = {
     "leaf_module": "an object",
 }  # fmt: skip
 """Keys of zero_optimization that can be used here, and their types."""
+
+TOP = {
+    **dict.fromkeys(("comms_logger", "flops_profiler", "aio", "compile", "checkpoint", "timers"), "an object"),
+    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state", "zero_allow_untested_optimizer",
+                     "zero_force_ds_cpu_optimizer", "disable_allgather"), "true or false"),
+    "steps_per_print": "a whole number, at least 1",
+}  # fmt: skip
+"""Types of top-level keys."""
+
+TYPES: dict[str, Callable[[Any], bool]] = {
+    "true or false": lambda value: isinstance(value, bool),
+    "an object": lambda value: isinstance(value, dict),
+    "a whole number, not negative": lambda value: is_whole(value) and value >= 0,
+    "a whole number, at least 1": lambda value: is_whole(value) and value >= 1,
+}
+"""How each type is told."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number; 1e9 is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
 
 
 class BadJson(ValueError):
@@ -130,7 +153,7 @@ def problems(content: dict[str, Any], text: str) -> Iterator[str]:
             yield f"{key!r} was removed from DeepSpeed; delete {line} ({REMOVED[key]})"
         elif key in UNSUPPORTED and (value is True or value not in (None, False, 1)):
             yield f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete {line}"
-        elif "." not in key and key not in KNOWN:
+        elif "." not in key and key not in {*KNOWN, *UNSUPPORTED}:
             close = difflib.get_close_matches(key, KNOWN, 1)
             yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
         elif key in UNSUPPORTED:
@@ -140,7 +163,7 @@ def problems(content: dict[str, Any], text: str) -> Iterator[str]:
             yield f"unknown key {key!r} at {line}" + (f"; did you mean {close[0]!r}?" if close else "")
         elif value == "auto":
             yield f'{key!r} is "auto" at {line}: DeepSpeed would ignore it; give a value or delete the line'
-        elif wrong := wrong_zero_value(key, value):
+        elif wrong := wrong_value(key, value):
             yield f"{key!r} is {json.dumps(value)} at {line}: {wrong}"
     stage = flat.get("zero_optimization.stage")
     if "zero_optimization" in flat and not isinstance(flat["zero_optimization"], dict):
@@ -149,17 +172,12 @@ def problems(content: dict[str, Any], text: str) -> Iterator[str]:
         yield f"'zero_optimization.stage' must be 3, not {json.dumps(stage)}: the engine is built on ZeRO-3"
 
 
-def wrong_zero_value(key: str, value: Any) -> str | None:
-    """What is wrong with the value of a key of zero_optimization, if anything (the stage has a message of its own)."""
-    name = key.removeprefix("zero_optimization.")
-    if name == key or name == "stage" or name not in ZERO:
+def wrong_value(key: str, value: Any) -> str | None:
+    """What is wrong with the value of a key whose type is known, if anything (the stage has a message of its own)."""
+    if key == "zero_optimization.stage":
         return None
-    expected = ZERO[name]
-    if expected == "a number":
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if is_number and value >= 0 else "must be a number, not negative"
-    types = {"true or false": bool, "an object": dict}
-    return None if isinstance(value, types[expected]) else f"must be {expected}"
+    expected = TOP.get(key) if "." not in key else ZERO.get(key.removeprefix("zero_optimization."))
+    return None if expected is None or TYPES[expected](value) else f"must be {expected}"
 
 
 def walk(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from data_pipeline.errors import PipelineError
@@ -60,14 +61,18 @@ def train(
         if evaluation.is_due(progress.step) and not evaluation.run(progress):
             return saver.stopped(progress)
         if progress.step == config.train.steps:
+            refuse_nothing_learned(progress)
             return True
         meter.begin_step()
+        began = time.perf_counter()
         batch, shared = take_batch(batches, engine, wants_profile=watchers.profiler.wants())
+        # The slowest rank's wait may have begun before this rank's step.
+        data_seconds = min(shared.longest_wait, time.perf_counter() - began)
         watchers.profiler.step_began(progress.step, is_asked=shared.wants_profile)
         result = engine.step(batch, progress.step, targets=shared.targets)
         is_stopped = stop.any_rank(distributed.any_rank)
         progress.seconds += meter.end_step(
-            tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=shared.longest_wait
+            tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=data_seconds
         )
         watchers.profiler.step_ended(progress.step)
 
@@ -183,6 +188,19 @@ def go_back(
     watchers.record.update(**progress.as_dict())
     watchers.meter.reset()
     return True
+
+
+def refuse_nothing_learned(progress: Progress) -> None:
+    """A run that skipped every step has the weights it began with, and they are not to be exported as its result.
+
+    Raises:
+        NonFiniteGradients: it did.
+    """
+    if progress.skipped_steps >= progress.step:
+        raise NonFiniteGradients(
+            f"all {progress.step} steps were skipped because loss or gradients were not finite, so nothing was learned; "
+            "look for weights in model.base that are not numbers, or lower optim.lr"
+        )
 
 
 def give_up(progress: Progress, saver: Saver, config: Config) -> None:

@@ -187,6 +187,8 @@ def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, so
 def put(draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: Any, source: str, folder: Path) -> None:
     """Decode one leaf into the draft."""
     try:
+        if "number_too" in metadata and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
         decoded = decode(hint, value)
         is_path = hint is Path or Path in get_args(hint)
         if decoded is not None and (is_path or metadata.keys() & {"path_or_name", "path_or_url"}):

@@ -7,12 +7,14 @@ The constants come from published measurements of training and of networks:
                      DeepSpeed ZeRO-2 with Llama-3.1-8B on 8 H200 (stas00/ml-engineering): 47 %; Megatron-LM: 41 to 48 %.
     DOUBLING         llm-foundry: 10,643 tokens/s per GPU on one node, 9,670 on 64: 91 % after six doublings.
     NETWORK, HALF    stas00/ml-engineering: 36.5 of a NIC's 50 GB/s at 1 GiB, 6 at 16 MiB; on NVLink 361 GB/s, 11.7 at 256 KiB.
+    HASH_RATE        hashlib's SHA-256 of a file in memory on an EPYC core with SHA instructions that others use too: 0.67 GB/s.
     OFFLOAD          ml-engineering: Llama-3.1-8B, ZeRO-3 with recomputation and offload on 8 H200: 141 TFLOP/s per GPU at 8k
                      tokens, of which 1.8 s per step are the update of 8e9 weights of a node.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from training.costs.communication import Collective
@@ -32,10 +34,14 @@ UPDATE_SECONDS = 1.1e-11
 """Per weight of a rank's share: AdamW reads and writes 28 bytes of it, at 2.5 TB/s."""
 OFFLOAD_SECONDS = 2.2e-10
 """Per weight of a node's share, when masters and optimizer state are in host memory."""
-SNAPSHOT_RATE = 25e9
-"""Bytes per second from a GPU into pinned host memory."""
-STORAGE_RATE = 1e9
-"""Bytes per second and node onto shared storage (an assumption)."""
+SNAPSHOT_RATE = 4e9
+"""Bytes per second and rank of a checkpoint's copy in pageable host memory (an assumption)."""
+HASH_RATE = 0.67e9
+"""Bytes per second and rank of SHA-256."""
+CHECKPOINT_SECONDS = 0.5
+"""Of a checkpoint of any size: barriers, the manifest, older ones that are deleted (an assumption)."""
+HOST_MARGIN = 0.1
+"""Part of a node's memory that is left to the system and to the processes of ranks and data (an assumption)."""
 
 GPUS = {
     # GiB of memory; GB/s of an all-gather inside a node.
@@ -60,26 +66,36 @@ class Cluster:
     """Bytes per second and GPU between nodes, as the wire has it."""
     inside: float
     """Bytes per second that an all-gather inside a node reaches."""
+    host_memory_bytes: float | None = None
+    """Memory of a node beside its GPUs'; None when it isn't known."""
 
     @property
     def ranks(self) -> int:
         """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
-    def seconds(self, collective: Collective, message_bytes: float) -> float:
-        """Time of collectives in messages of this size, with nothing else going on.
+    @property
+    def usable_host_bytes(self) -> float:
+        """What a run may plan with of a node's memory; unlimited when it isn't known."""
+        return math.inf if self.host_memory_bytes is None else self.host_memory_bytes * (1 - HOST_MARGIN)
 
-        Through each NIC goes S (k - 1) / k / g for k nodes of g GPUs; inside a node S (n - 1) / n to every GPU.
-        """
-        if collective.ranks == 1 or not collective.size:
-            return 0.0
-        inside = collective.wire_bytes / self.inside * (1 + HALF_MESSAGE_INSIDE / message_bytes)
+    def seconds(self, collective: Collective, message_bytes: float) -> float:
+        """Time of collectives in messages of this size, with nothing else going on."""
+        inside = self.inside / (1 + HALF_MESSAGE_INSIDE / message_bytes)
+        between = NETWORK_EFFICIENCY * self.between / (1 + HALF_MESSAGE_BETWEEN / message_bytes)
+        return max(collective.wire_bytes / inside, self._crossing_bytes(collective) / between)
+
+    def floor_seconds(self, collective: Collective) -> float:
+        """Time of collectives at the full rate of every link."""
+        return max(collective.wire_bytes / self.inside, self._crossing_bytes(collective) / self.between)
+
+    def _crossing_bytes(self, collective: Collective) -> float:
+        """Bytes through each NIC for k nodes of g GPUs: S (k - 1) / k / g, or S (k - 1) / k when S is each rank's own."""
         nodes = collective.ranks / self.gpus_per_node
         if nodes <= 1:
-            return inside
-        crossing = collective.size * (nodes - 1) / nodes / self.gpus_per_node
-        rate = NETWORK_EFFICIENCY * self.between / (1 + HALF_MESSAGE_BETWEEN / message_bytes)
-        return max(inside, crossing / rate)
+            return 0.0
+        is_own = collective.name == "positions"
+        return collective.size * (nodes - 1) / nodes / (1 if is_own else self.gpus_per_node)
 
 
 def memory_of(gibibytes: float) -> float:

@@ -19,7 +19,7 @@ from launch.plan.shapes import SHAPES, PlanError, known_shape, shape_of
 from training.config import Config, Kind
 from training.costs.fitting import setup_of
 from training.costs.flops import peak_flops
-from training.costs.memory import NUM_STATES, Trained, ZeroOptions
+from training.costs.memory import GiB, ZeroOptions
 from training.costs.shape import Shape, adapter_problems
 from training.ds_json import read_ds_config
 from training.length import is_length_known, resolve
@@ -39,9 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu", default="H100", help=f"{', '.join(GPUS)} (default H100), or any name with the next four"
     )
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU")
+    parser.add_argument("--host-memory", type=float, help="GiB of memory of one machine (default: enough)")
     parser.add_argument("--flops", type=float, help="dense bf16 TFLOP/s of one GPU, as its vendor says")
     parser.add_argument("--bandwidth", type=float, default=400, help="Gb/s per GPU between machines (default 400)")
     parser.add_argument("--intra-bandwidth", type=float, help="GB/s of an all-gather inside a machine")
+    parser.add_argument(
+        "--storage-bandwidth", type=float, default=1, help="GB/s of a machine writing a checkpoint (default 1)"
+    )
     parser.add_argument("--mtbf", type=float, default=5000, help="hours between failures of one machine (default 5000)")
     parser.add_argument("--checkpoint-every", type=int, help="steps between checkpoints (default: the recipe's)")
     parser.add_argument("--restart-minutes", type=float, default=5, help="from a failure to the next step (default 5)")
@@ -74,12 +78,13 @@ def cluster_of(chosen: argparse.Namespace) -> Cluster:
     return Cluster(
         nodes=nodes, gpus_per_node=gpus, gpu=chosen.gpu, memory_bytes=memory_of(chosen.gpu_memory or memory),
         peak_flops=flops, between=chosen.bandwidth * 1e9 / 8, inside=(chosen.intra_bandwidth or inside) * 1e9,
+        host_memory_bytes=None if chosen.host_memory is None else chosen.host_memory * GiB,
     )  # fmt: skip
 
 
 def _problems(chosen: argparse.Namespace) -> Iterator[str]:
-    for name in ("nodes", "gpus", "ranks", "gpu_memory", "flops", "bandwidth", "intra_bandwidth", "mtbf",
-                 "checkpoint_every"):  # fmt: skip
+    for name in ("nodes", "gpus", "ranks", "gpu_memory", "host_memory", "flops", "bandwidth", "intra_bandwidth",
+                 "storage_bandwidth", "mtbf", "checkpoint_every"):  # fmt: skip
         value, option = getattr(chosen, name), f"--{name.replace('_', '-')}"
         if value is not None and not value > 0:
             yield f"{option} {value:g}: must be {'at least 1' if isinstance(value, int) else 'greater than 0'}"
@@ -159,17 +164,20 @@ def plan_of(config: Config, shape: Shape, cluster: Cluster, zero: ZeroOptions, c
     every = chosen.checkpoint_every or config.checkpoint.every_steps
     return Plan(
         config=config, cluster=cluster, work=work, found=found, chosen=best, others=others, larger=larger,
-        checkpoint_every=every, checkpoint_bytes=checkpoint_bytes(work.setup.model, work.setup.optimizer), failures=None if best is None else failures_of(best, cluster, chosen),
+        checkpoint_every=every, failures=None if best is None else failures_of(best, cluster, chosen),
     )  # fmt: skip
 
 
 def work_of(config: Config, shape: Shape, kind: Kind, zero: ZeroOptions) -> Work:
-    """A step of the configuration with this `adapter.kind`.
+    """A step of the configuration with this `adapter.kind`, and with AdamW where an adapter can't have Muon.
 
     Raises:
         PlanError: the model does not fit the adapter's settings.
     """
-    config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, kind=kind))
+    optim = config.optim
+    if kind != "none" and optim.kind == "muon":
+        optim = dataclasses.replace(optim, kind="adamw")
+    config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, kind=kind), optim=optim)
     adapter = config.adapter.build()
     if adapter is not None and (problems := list(adapter_problems(adapter, shape))):
         raise PlanError("; ".join(f"adapter.{name} {message}" for name, message in problems))
@@ -189,15 +197,11 @@ def _other(config: Config, shape: Shape, kind: Kind, cluster: Cluster, zero: Zer
     return recommend(options(work, cluster), cluster)
 
 
-def checkpoint_bytes(model: Trained, optimizer: str) -> float:
-    """Bytes of a checkpoint: fp32 masters and optimizer states of what trains."""
-    return 4 * (1 + NUM_STATES[optimizer]) * model.size
-
-
 def failures_of(best: Costs, cluster: Cluster, chosen: argparse.Namespace) -> Failures:
-    """What a failure and a checkpoint cost the run: a snapshot holds it up, writing goes on beside it."""
-    size = checkpoint_bytes(best.setup.model, best.setup.optimizer)
+    """What a failure and a checkpoint cost the run, which stands still while ranks copy, write and hash their slices."""
+    of_rank, of_node = best.checkpoint_bytes / cluster.ranks, best.checkpoint_bytes / cluster.nodes
+    stall = of_rank / known.SNAPSHOT_RATE + of_node / (chosen.storage_bandwidth * 1e9) + of_rank / known.HASH_RATE
     return Failures(
-        between=chosen.mtbf * 3600 / cluster.nodes, stall=0.5 + size / cluster.ranks / known.SNAPSHOT_RATE,
-        writing=size / cluster.nodes / known.STORAGE_RATE, restart=60 * chosen.restart_minutes,
+        between=chosen.mtbf * 3600 / cluster.nodes, stall=known.CHECKPOINT_SECONDS + stall,
+        restart=60 * chosen.restart_minutes,
     )  # fmt: skip

@@ -4,7 +4,7 @@ A step takes::
 
     max(computing, network) + EXPOSED min(computing, network) + update, times 1 + DOUBLING log2(nodes)
 
-    computing = (model FLOPs + recomputed ones) / (EFFICIENCY peak)      floor = max(FLOPs / peak, bytes / wire rate)
+    computing = (model FLOPs + recomputed ones) / (EFFICIENCY peak)      floor = max(FLOPs / peak, network at full rate)
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from launch.plan import cluster as known
 from launch.plan.cluster import Cluster
 from training.costs.communication import collectives
 from training.costs.flops import step_flops
-from training.costs.memory import Memory, Setup, estimate
-
-REPLICATED_BUCKET = 2**27
-"""Bytes of gradients that travel together when the model is replicated (training.placements.replicated)."""
+from training.costs.memory import BUCKET_ELEMENTS, Memory, Setup, estimate, num_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,8 @@ class Costs:
     step_seconds: float
     """Predicted."""
     floor_seconds: float
-    """What physics asks for: FLOPs at the GPU's peak, or bytes at the wire's rate, whichever takes longer."""
+    """What physics asks for: FLOPs at the GPU's peak, or every collective over its own ranks at the full rate of their
+    links, whichever takes longer."""
     tokens: int
     """Input tokens of all GPUs."""
 
@@ -54,6 +52,16 @@ class Costs:
     def tokens_per_second_per_gpu(self) -> float:
         """Of one GPU."""
         return self.tokens_per_second / self.setup.ranks
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of a checkpoint: fp32 masters and optimizer states of what trains."""
+        return 4 * (self.setup.model.size + num_states(self.setup))
+
+    @property
+    def host_bytes(self) -> float:
+        """Of a node's memory: what is offloaded, and the copy of the ranks' states while a checkpoint is written."""
+        return self.setup.ranks_per_node * (self.memory.host + self.checkpoint_bytes / self.setup.ranks)
 
 
 def costs_of(setup: Setup, cluster: Cluster, *, rows_per_step: int, forwards: int, backwards: int) -> Costs:
@@ -77,16 +85,13 @@ def costs_of(setup: Setup, cluster: Cluster, *, rows_per_step: int, forwards: in
     else:
         update = known.UPDATE_SECONDS * model.size / ranks
     ideal = max(compute, network) + known.EXPOSED * min(compute, network) + update
-    wire_bytes = sum(each.wire_bytes for each in sent)
-    across = min(1.0, cluster.gpus_per_node / ranks)
-    wire = wire_bytes / cluster.inside if cluster.nodes == 1 else (1 - across) * wire_bytes / (
-        cluster.gpus_per_node * cluster.between
-    )  # fmt: skip
     return Costs(
-        setup=setup, micro_batches=micro_batches, memory=estimate(setup), flops=flops, wire_bytes=wire_bytes,
+        setup=setup, micro_batches=micro_batches, memory=estimate(setup), flops=flops,
+        wire_bytes=sum(each.wire_bytes for each in sent),
         compute_seconds=compute, network_seconds=network, update_seconds=update,
         step_seconds=ideal * (1 + known.DOUBLING * math.log2(cluster.nodes)),
-        floor_seconds=max(done / ranks / cluster.peak_flops, wire), tokens=tokens,
+        floor_seconds=max(done / ranks / cluster.peak_flops, sum(cluster.floor_seconds(each) for each in sent)),
+        tokens=tokens,
     )  # fmt: skip
 
 
@@ -97,7 +102,7 @@ def _message_bytes(setup: Setup, name: str) -> float:
     if name == "positions":
         return float(b * setup.tokens * shape.heads * shape.head_dim)
     if setup.placement == "replicated":
-        return max(1.0, min(REPLICATED_BUCKET, 4 * setup.model.size))
+        return max(1.0, 4 * min(BUCKET_ELEMENTS, setup.model.size))
     if name == "gradients":
         return max(1.0, b * min(zero.reduce_bucket, setup.model.size))
     layer_part = shape.hidden * max(shape.intermediate, shape.hidden)

@@ -58,8 +58,8 @@ def _micro_batches(rows_per_rank: int, seq_len: int) -> list[int]:
 
 
 def fits(costs: Costs, cluster: Cluster) -> bool:
-    """Whether it fits with the margin that is left for what the model doesn't know."""
-    return costs.memory.total <= usable_bytes(cluster.memory_bytes)
+    """Whether GPUs and host memory have room for it, with the margin that is left for what the model doesn't know."""
+    return costs.memory.total <= usable_bytes(cluster.memory_bytes) and costs.host_bytes <= cluster.usable_host_bytes
 
 
 def recommend(found: list[Costs], cluster: Cluster) -> Costs | None:

@@ -19,6 +19,8 @@ from training.config import Config, Kind
 from training.costs.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_bytes
 
 NAMES = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
+WARN_HOST_BYTES = 1024 * GiB
+"""Host memory of a node from which on it is not taken for granted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,6 @@ class Plan:
     """Steps."""
     failures: Failures | None
     """None when nothing fits."""
-    checkpoint_bytes: float
-    """Masters and optimizer states of what trains."""
 
     @property
     def overrides(self) -> str:
@@ -81,6 +81,7 @@ def print_plan(plan: Plan, recipe: str) -> None:
         console.print(f"HiddenKey: {work.forwards} forward and {work.backwards} backward pass(es) over every row.")
     console.print()
     console.print(_memory_table(plan))
+    console.print(_host_memory(plan))
     if plan.chosen is not None:
         console.print()
         console.print(_step_table(plan))
@@ -120,6 +121,17 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
+def _host_memory(plan: Plan) -> str:
+    parts = []
+    for costs in best_per_placement(plan.found, plan.cluster):
+        part = f"{costs.setup.placement} {costs.host_bytes / GiB:,.0f}"
+        parts.append(part if costs.host_bytes <= plan.cluster.usable_host_bytes else f"[red]{part}[/red]")
+    has = ""
+    if plan.cluster.host_memory_bytes is not None:
+        has = f" (a run may use {plan.cluster.usable_host_bytes / GiB:,.0f})"
+    return f"\nGiB of host memory per node{has}, what is offloaded and a checkpoint's copy: {', '.join(parts)}."
+
+
 def _step_table(plan: Plan) -> Table:
     columns = ("rows", "GB sent", "comp.", "network", "step", "floor", "tok/s", "MFU", "hours")
     table = _table("A step in seconds and per GPU, each placement at its best", columns)
@@ -145,13 +157,15 @@ def _conclusion(plan: Plan) -> Iterator[str]:
     yield (
         f"FLOPs per step: {chosen.flops:.3g} ({chosen.flops / chosen.tokens / 1e9:.1f} GFLOP per token). "
         f"Largest micro-batch that fits: {largest_micro_batch(plan.found, cluster)} row(s). "
-        f"A checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB."
+        f"A checkpoint: {chosen.checkpoint_bytes / 1e9:.1f} GB."
     )
     for kind, costs in plan.others.items():
         with_kind = f"With adapter.kind {kind} ({NAMES[kind]})"
         if costs is None:
             yield f"{with_kind}: nothing fits."
             continue
+        if costs.setup.optimizer != config.optim.kind:
+            with_kind += f" and optim.kind {costs.setup.optimizer}"
         yield (
             f"{with_kind}: {costs.setup.placement}, {costs.setup.micro_batch_rows} row(s), "
             f"{costs.memory.total / GiB:.1f} GiB, {costs.tokens_per_second_per_gpu:,.0f} tok/s/GPU."
@@ -159,6 +173,10 @@ def _conclusion(plan: Plan) -> Iterator[str]:
     yield ""
     yield f"[bold]Take {plan.overrides}[/bold]"
     yield _reason(plan)
+    if cluster.host_memory_bytes is None and (chosen.memory.host or chosen.host_bytes > WARN_HOST_BYTES):
+        yield f"It needs {chosen.host_bytes / GiB:,.0f} GiB of host memory per node."
+        if chosen.host_bytes > WARN_HOST_BYTES:
+            yield "[yellow]That is more than 1 TiB: see what the nodes have, and give it as --host-memory.[/yellow]"
     tokens = config.train.steps * chosen.tokens
     yield (
         f"{config.train.steps:,} steps, {tokens:,} tokens: {chosen.tokens_per_second:,.0f} tokens/s, {_hours(plan.hours)} hours, "
@@ -168,7 +186,8 @@ def _conclusion(plan: Plan) -> Iterator[str]:
     best_steps = max(1, round(best / chosen.step_seconds))
     yield (
         f"With a checkpoint every {plan.checkpoint_every:,} steps ({_minutes(plan.checkpoint_every * chosen.step_seconds)}) and a "
-        f"failure every {_hours(plan.failures.between / 3600)} hours, {plan.goodput:.1%} of the time counts: "
+        f"failure every {_hours(plan.failures.between / 3600)} hours, each checkpoint holding the run up for "
+        f"{_minutes(plan.failures.stall)}, {plan.goodput:.1%} of the time counts: "
         f"{_hours(plan.hours / plan.goodput)} hours, {plan.hours / plan.goodput * cluster.ranks:,.0f} GPU-hours. Best: every "
         f"{best_steps:,} steps ({_minutes(best)}), {plan.failures.goodput(best):.1%}."
     )
@@ -181,8 +200,7 @@ def _reason(plan: Plan) -> str:
         if costs is chosen:
             continue
         if not fits(costs, plan.cluster):
-            over = costs.memory.total - usable_bytes(plan.cluster.memory_bytes)
-            parts.append(f"{costs.setup.placement} lacks {over / GiB:.1f} GiB")
+            parts.append(f"{costs.setup.placement} lacks {_lacking(costs, plan.cluster)}")
             continue
         ratio = costs.tokens_per_second / chosen.tokens_per_second - 1
         speed = "as fast" if abs(ratio) < 0.005 else f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}"
@@ -193,22 +211,39 @@ def _reason(plan: Plan) -> str:
     )
 
 
+def _lacking(costs: Costs, cluster: Cluster) -> str:
+    """By how much something doesn't fit."""
+    on_gpu = costs.memory.total - usable_bytes(cluster.memory_bytes)
+    on_host = costs.host_bytes - cluster.usable_host_bytes
+    parts = [f"{on_gpu / GiB:.1f} GiB per GPU"] if on_gpu > 0 else []
+    if on_host > 0:
+        parts.append(f"{on_host / GiB:,.1f} GiB of host memory per node")
+    return " and ".join(parts)
+
+
 def _nothing_fits(plan: Plan) -> Iterator[str]:
     cluster = plan.cluster
     yield "\n[bold red]Nothing fits.[/bold red] One row per micro-batch and all layers recomputed:"
     for costs in best_per_placement(plan.found, cluster):
-        over = costs.memory.total - usable_bytes(cluster.memory_bytes)
-        yield f"  {costs.setup.placement} lacks {over / GiB:.1f} GiB per GPU ({costs.memory.total / GiB:.1f} needed)"
+        needs = f"needs {costs.memory.total / GiB:.1f} per GPU, {costs.host_bytes / GiB:,.1f} per node"
+        yield f"  {costs.setup.placement} lacks {_lacking(costs, cluster)} ({needs})"
     yield "What would fit:"
     ways = []
     if plan.larger is not None:
         ways.append(f"  {plan.larger.nodes} nodes, {plan.larger.ranks} GPUs (--nodes {plan.larger.nodes})")
     for kind, other in plan.others.items():
         if other is not None:
-            ways.append(f"  {NAMES[kind]}: --adapter.kind {kind} --train.placement {other.setup.placement}")
-    smallest = min(plan.found, key=lambda costs: costs.memory.total)
-    needed = (smallest.memory.total + RESERVED_BYTES) / (1 - MARGIN) / GiB
-    ways.append(f"  GPUs of {math.ceil(needed)} GB, with {smallest.setup.placement}")
+            placement, optimizer = other.setup.placement, other.setup.optimizer
+            optim = "" if optimizer == plan.config.optim.kind else f" --optim.kind {optimizer}"
+            ways.append(f"  {NAMES[kind]}: --adapter.kind {kind}{optim} --train.placement {placement}")
+    if with_host := [costs for costs in plan.found if costs.host_bytes <= cluster.usable_host_bytes]:
+        smallest = min(with_host, key=lambda costs: costs.memory.total)
+        needed = (smallest.memory.total + RESERVED_BYTES) / (1 - MARGIN) / GiB
+        ways.append(f"  GPUs of {math.ceil(needed)} GB, with {smallest.setup.placement}")
+    if on_gpu := [costs for costs in plan.found if costs.memory.total <= usable_bytes(cluster.memory_bytes)]:
+        smallest = min(on_gpu, key=lambda costs: costs.host_bytes)
+        needed = smallest.host_bytes / (1 - known.HOST_MARGIN) / GiB
+        ways.append(f"  nodes of {math.ceil(needed):,} GiB of host memory, with {smallest.setup.placement}")
     if plan.config.data.seq_len > 1024:
         ways.append("  shorter rows (--data.seq_len), or more ranks per row (--train.sequence_parallel)")
     yield from ways
@@ -242,6 +277,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "hours": plan.hours,
             "gpu_hours": plan.hours * plan.cluster.ranks,
             "goodput": plan.goodput,
+            "checkpoint_bytes": plan.chosen.checkpoint_bytes,
+            "checkpoint_stall_seconds": plan.failures.stall,
             "checkpoint_every_steps": plan.checkpoint_every,
             "best_checkpoint_seconds": plan.failures.best_interval(),
         }
@@ -254,6 +291,7 @@ def _costs_json(costs: Costs, plan: Plan) -> dict[str, Any]:
         "placement": setup.placement, "micro_batch_rows": setup.micro_batch_rows,
         "recomputed_layers": setup.recomputed_layers, "fits": fits(costs, plan.cluster),
         "memory_bytes": {name: getattr(costs.memory, name) for name in (*PARTS, "host", "total")},
+        "host_bytes_per_node": costs.host_bytes,
         "flops": costs.flops, "wire_bytes": costs.wire_bytes, "compute_seconds": costs.compute_seconds,
         "network_seconds": costs.network_seconds, "update_seconds": costs.update_seconds,
         "step_seconds": costs.step_seconds, "floor_seconds": costs.floor_seconds,

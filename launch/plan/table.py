@@ -46,8 +46,9 @@ def table_lines(config: Config, zero: ZeroOptions) -> list[str]:
                     lines.append(f"{start} nothing fits | | | | | |")
                     continue
                 hours = tokens / best.tokens_per_second / 3600
+                host = f", {best.host_bytes / GiB:,.0f} GiB of host memory per node" if best.memory.host else ""
                 lines.append(
-                    f"{start} {best.setup.placement} | {best.setup.micro_batch_rows} | {best.setup.recomputed_layers} of "
+                    f"{start} {best.setup.placement}{host} | {best.setup.micro_batch_rows} | {best.setup.recomputed_layers} of "
                     f"{shape.layers} | {best.memory.total / GiB:.0f} | {best.tokens_per_second_per_gpu:,.0f} | {hours:,.{1 if hours < 10 else 0}f} |"
                 )
     return lines

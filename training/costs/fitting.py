@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +120,53 @@ def _least_memory(world: World, device: torch.device) -> int:
     return min(gather(own, world))
 
 
-def available_memory() -> int:
-    """Bytes of the machine's memory that programs can still have; all of it where the system doesn't say."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process can still have: the least of what the machine and its control groups leave it.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    return max(0, min([_left_by_machine(root), *_left_by_control_groups(root)]))
+
+
+def _left_by_machine(root: Path) -> int:
+    """Bytes that are free; all of the machine's where the system doesn't say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc" / "meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_by_control_groups(root: Path) -> Iterator[int]:
+    """Bytes that the limit of each of this process's control groups leaves, of version 2 or 1 (a container, a Slurm job)."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        # hierarchy:controllers:path, without controllers in version 2.
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, used, cached = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            limit, used, cached = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        # Limits of outer groups hold, too; a container may see its own group as the outermost, whatever the path says.
+        own = mount / path.lstrip("/")
+        for group in (own, *own.parents):
+            if not group.is_relative_to(mount):
+                break
+            try:
+                left = int((group / limit).read_text()) - int((group / used).read_text())
+                counters = dict(each.split() for each in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                # No such group here, or "max".
+                continue
+            # Files that were read once count as used, and are dropped when memory is wanted.
+            yield left + int(counters.get(cached, 0))
 
 
 def fit_problems(
@@ -182,9 +223,14 @@ def what_would_fit(setup: Setup, kind: Kind, config: Config, bytes_per_device: f
         lora = dataclasses.replace(config.adapter, kind="lora").build()
         placements = ("replicated", "zero3")
         for placement in placements:
-            adapted = dataclasses.replace(setup, model=Trained(setup.model.shape, lora), placement=placement)
+            # An adapter can't have Muon.
+            optimizer = "adamw" if setup.optimizer == "muon" else setup.optimizer
+            adapted = dataclasses.replace(
+                setup, model=Trained(setup.model.shape, lora), placement=placement, optimizer=optimizer
+            )
             if estimate(adapted).states <= bytes_per_device:
-                ways.append(f"--adapter.kind lora --train.placement {placement}")
+                optim = "" if optimizer == setup.optimizer else f" --optim.kind {optimizer}"
+                ways.append(f"--adapter.kind lora{optim} --train.placement {placement}")
                 break
     return (
         f"What would: {'; '.join(ways)}." if ways else "Nothing would with this model on such devices; use larger ones."

@@ -178,7 +178,7 @@ class Memory:
     buffers: float
     """Weights gathered for a moment, gradients on their way, the update's copies."""
     host: float = 0.0
-    """Bytes of host memory per GPU (offload)."""
+    """Bytes of host memory per GPU (offload), without the copy of masters and states that a checkpoint is written from."""
 
     @property
     def total(self) -> float:
@@ -320,8 +320,8 @@ def _buffers(setup: Setup) -> tuple[float, float, float, float, float]:
     gradient = b * model.largest
     if setup.placement == "replicated":
         # A rank's sums of gradients; of two buckets its updated weights, and those of all ranks, which gloo gathers into a copy.
-        updated = b * (model.size - model.adapter_size) + adapter_bytes(setup) * model.adapter_size
-        updated = updated * min(1.0, 2 * max(BUCKET_ELEMENTS, model.largest) / max(1, model.size))
+        all_updated = b * (model.size - model.adapter_size) + adapter_bytes(setup) * model.adapter_size
+        updated = all_updated * min(1.0, 2 * max(BUCKET_ELEMENTS, model.largest) / max(1, model.size))
         copies = 1 / n + (2 if setup.device == "cpu" else 1)
         return 0.0, 0.0, gradient, 0.0, (4 * model.size / n + updated * copies) * (n > 1)
     largest = max(model.shape.parameters().values())

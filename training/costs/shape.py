@@ -68,7 +68,11 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
 
     Raises:
         KeyError: a size is missing, so it is another kind of model.
+        TypeError: a size is no positive whole number.
     """
+    for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size"):
+        if not isinstance(found[name], int) or found[name] < 1:
+            raise TypeError(f"{name} is {found[name]!r}")
     hidden, heads = found["hidden_size"], found["num_attention_heads"]
     return Shape(
         hidden=hidden, intermediate=found["intermediate_size"], layers=found["num_hidden_layers"], heads=heads,

@@ -153,8 +153,8 @@ def base_fingerprint(config: ModelConfig, world: World) -> str | None:
         folder = base_folder(config)
         commit = None if looks_like_path(config.base) else folder.name
         hashes = {path.name: sha256(path) for path in fingerprinted_files(folder)[world.rank :: world.size]}
-    except OSError as error:
-        problem = ModelError(f'model.base = "{config.base}": {error.filename} can\'t be read: {error.strerror}')
+    except (OSError, ValueError) as error:
+        problem = ModelError(f'model.base = "{config.base}": can\'t be read: {error}')
     raise_on_all_ranks(problem, ModelError, world)
     if len(commits := dict.fromkeys(gather(commit, world))) > 1:
         raise ModelError(

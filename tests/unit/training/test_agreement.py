@@ -23,6 +23,7 @@ def with_other_rank(monkeypatch: pytest.MonkeyPatch, config: Config, ds: dict[st
     theirs = {
         **flatten(to_dict(config)), **flatten(ds, "--ds_config: "), **flatten({**versions(), **more}, "version of "),
     }  # fmt: skip
+    theirs["ranks on a node"] = 2
     answers = iter(["another digest", theirs])
     monkeypatch.setattr(agreement, "gather", lambda value, world: [value, next(answers)])
 
@@ -47,8 +48,8 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path, monkeypatch: pyt
         refuse_disagreement(config, DS, WORLD)
     hint = "start all ranks with the same recipe, options and software"
     assert caught.value.problems == [
-        f"--ds_config: zero_optimization.sub_group_size: 7 on rank 1, null on rank 0; {hint}",
         f"optim.lr: 0.5 on rank 1, {config.optim.lr} on rank 0; {hint}",
+        f"--ds_config: zero_optimization.sub_group_size: 7 on rank 1, null on rank 0; {hint}",
         f'version of torch: "2.11.0" on rank 1, "{versions()["torch"]}" on rank 0; {hint}',
     ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from training import checkpoint
-from training.checkpoint import Checkpoint, CheckpointError, cut, newest_good, read_state, shard_name, verify
+from training.checkpoint import Checkpoint, CheckpointError, newest_good, overlaps, read_state, shard_name, verify
 
 SUFFIXES = ("", "/exp_avg", "/exp_avg_sq")
 
@@ -62,9 +62,13 @@ class TestResharding:
     @given(numel=st.integers(0, 60), old=st.integers(1, 9), new=st.integers(1, 9))
     def test_slices_are_cut_as_if_the_whole_had_been_cut(self, numel: int, old: int, new: int) -> None:
         whole = torch.arange(1, numel + 1, dtype=torch.float32)
-        saved = dict(enumerate(slices_of(whole, old)))
+        saved = slices_of(whole, old)
         for rank, expected in enumerate(slices_of(whole, new)):
-            assert torch.equal(cut(saved, numel, rank, new), expected)
+            found = torch.zeros_like(expected)
+            for saved_rank, there, here in overlaps(numel, old, rank, new):
+                assert there.stop > there.start, "nothing is read for nothing"
+                found[here] = saved[saved_rank][there]
+            assert torch.equal(found, expected)
 
     @settings(max_examples=25, deadline=None)
     @given(
@@ -85,6 +89,21 @@ class TestResharding:
                 whole = torch.cat(pieces)
                 assert torch.equal(whole[: tensor.numel()].view(tensor.shape), tensor + number)
                 assert not whole[tensor.numel() :].any(), "padding is zero"
+
+    def test_only_files_with_a_part_of_a_rank_are_opened(self, tmp_path: Path) -> None:
+        tensors = {"w": torch.arange(40.0), "b": torch.arange(2.0)}
+        folder = save(tmp_path, 1, tensors, 8)
+        found = verify(folder)
+        # Rank 1 of 4 holds w[10:20], which ranks 2 and 3 of 8 saved, and b[1:2], which rank 1 did.
+        for rank in (0, *range(4, 8)):
+            (folder / shard_name(rank, 8)).unlink()
+        states = dict.fromkeys(tensors, ("exp_avg", "exp_avg_sq"))
+        state = read_state(found, states, {"w": (40,), "b": (2,)}, 1, 4)
+        assert state["w"].tolist() == list(range(10, 20))
+        assert state["b/exp_avg"].tolist() == [2.0]
+        # What rank 3 of 4 holds, ranks 6 and 7 saved.
+        with pytest.raises(FileNotFoundError):
+            read_state(found, states, {"w": (40,), "b": (2,)}, 3, 4)
 
     def test_fewer_elements_than_ranks(self, tmp_path: Path) -> None:
         tensors = {"bias": torch.tensor([1.0, 2.0])}

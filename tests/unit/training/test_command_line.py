@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from tests.unit.training.minimal import write_recipe
-from training.command_line import EXIT_DONE, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION, Command, parse_command_line
+from training.command_line import (
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_WRONG_CONFIGURATION,
+    Command,
+    Refusal,
+    parse_command_line,
+)
 from training.config import to_dict
 from training.recipe import load_config
 
@@ -112,7 +119,10 @@ class TestWrong:
     def test_only_rank_0_prints(
         self, arguments: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str]
     ) -> None:
-        assert parse_command_line([*arguments, *wrong], torch_variables(1, 2)) == 2
+        refusal = parse_command_line([*arguments, *wrong], torch_variables(1, 2))
+        assert isinstance(refusal, Refusal)
+        assert refusal.world.rank == 1
+        assert len(refusal.problem.problems) == 1
         assert capsys.readouterr() == ("", "")
         assert parse_command_line([*arguments, *wrong], torch_variables(0, 2)) == 2
         assert capsys.readouterr().err != ""

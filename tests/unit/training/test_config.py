@@ -164,6 +164,14 @@ class TestBaseModel:
 
     def test_a_hub_name_is_taken_as_it_is(self) -> None:
         assert list(ModelConfig(base="somebody/a-model").problems()) == []
+        assert list(ModelConfig(base="somebody/a-model", revision="v2").problems()) == []
+
+    def test_only_a_hub_name_has_revisions(self, tmp_path: Path) -> None:
+        base = write_base(tmp_path / "m", **SMALL_LLAMA)
+        for other in (str(base), None):
+            assert list(ModelConfig(base=other, revision="v2").problems()) == [
+                ("revision", "is of a base with a hub name, and model.base is none; leave it out")
+            ]
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         assert list(ModelConfig(base=str(tmp_path / "none")).problems()) == [("base", "no such model folder")]
@@ -454,9 +462,13 @@ class TestWholeConfig:
             "adapter.rank"
         ]
         assert self.problems(config, adapter=dataclasses.replace(adapter, kind="none")) == []
-        for values in ({"model_type": "phi3"}, {"hidden_size": None}, {"num_attention_heads": 0}):
-            write_base(tmp_path / "base", **{**SMALL_LLAMA, **values})
-            assert self.problems(config, adapter=adapter) == []
+        write_base(tmp_path / "base", **{**SMALL_LLAMA, "model_type": "phi3"})
+        assert self.problems(config, adapter=adapter) == []
+        for values in ({"hidden_size": None}, {"num_attention_heads": 0}, {"vocab_size": "many"}):
+            write_base(tmp_path / "base", **SMALL_LLAMA)
+            (tmp_path / "base" / "config.json").write_text(json.dumps({**SMALL_LLAMA, "model_type": "llama", **values}))
+            said = "the folder's config.json does not say the sizes of a LLaMA: one is missing, or is no number"
+            assert ("model.base", said) in self.problems(config, adapter=adapter)
 
     @pytest.mark.parametrize(
         "value", [{"dropout": 1.0}, {"loraplus_ratio": 0.0}, {"num_samples": 0}], ids=lambda value: next(iter(value))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.ds_json import KNOWN, OWNED, REMOVED, UNSUPPORTED, key_lines, read_ds_config
+from training.ds_json import KNOWN, OWNED, REMOVED, TOP, UNSUPPORTED, ZERO, key_lines, read_ds_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -95,8 +95,9 @@ class TestKeys:
     @pytest.mark.parametrize("key", sorted(UNSUPPORTED))
     @pytest.mark.parametrize("value", [True, 4, {"device": "cpu"}], ids=str)
     def test_what_checkpoints_do_not_cover(self, tmp_path: Path, key: str, value: Any) -> None:
+        line = 4 if "." in key else 5
         assert found(tmp_path, added(key, value)) == [
-            f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete line 4"
+            f"{key!r}: {UNSUPPORTED[key]} is not supported yet; delete line {line}"
         ]
 
     @pytest.mark.parametrize("key", sorted(UNSUPPORTED))
@@ -112,7 +113,25 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", sorted(KNOWN - {"zero_optimization"}))
     def test_engine_mechanics_are_fine(self, tmp_path: Path, key: str) -> None:
-        assert found(tmp_path, added(key, 1)) == []
+        value = {"an object": {}, "true or false": True}.get(TOP.get(key, ""), 1)
+        assert found(tmp_path, added(key, value)) == []
+
+    @pytest.mark.parametrize("key", sorted(TOP))
+    def test_values_of_another_type(self, tmp_path: Path, key: str) -> None:
+        for value in ("maybe", 1.5, 0):
+            assert found(tmp_path, added(key, value)) == [
+                f"{key!r} is {json.dumps(value)} at line 5: must be {TOP[key]}"
+            ]
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("reduce_bucket_size", 0), ("stage3_prefetch_bucket_size", 1.5), ("sub_group_size", True)]
+    )
+    def test_sizes_that_deepspeed_would_stop_at(self, tmp_path: Path, key: str, value: Any) -> None:
+        (problem,) = found(tmp_path, added(f"zero_optimization.{key}", value))
+        assert problem.endswith(f"is {json.dumps(value)} at line 4: must be {ZERO[key]}")
+
+    def test_a_size_can_be_written_with_an_exponent(self, tmp_path: Path) -> None:
+        assert found(tmp_path, added("zero_optimization.stage3_max_live_parameters", 1e9)) == []
 
     @pytest.mark.parametrize("key", ["steps_per_print", "zero_optimization.reduce_bucket_size"])
     def test_auto_is_for_another_program(self, tmp_path: Path, key: str) -> None:
@@ -145,9 +164,9 @@ class TestKeys:
             ('{"zero_optimization": {"stage": 3,\n"reduce_bucket_sise": 5}}',
              "unknown key 'zero_optimization.reduce_bucket_sise' at line 2; did you mean 'reduce_bucket_size'?"),
             ('{"zero_optimization": {"stage": 3, "sub_group_size": "big"}}',
-             "'zero_optimization.sub_group_size' is \"big\" at line 1: must be a number, not negative"),
+             "'zero_optimization.sub_group_size' is \"big\" at line 1: must be a whole number, at least 1"),
             ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": -1}}',
-             "'zero_optimization.reduce_bucket_size' is -1 at line 1: must be a number, not negative"),
+             "'zero_optimization.reduce_bucket_size' is -1 at line 1: must be a whole number, at least 1"),
             ('{"zero_optimization": {"stage": 3, "overlap_comm": 1}}',
              "'zero_optimization.overlap_comm' is 1 at line 1: must be true or false"),
             ('{"zero_optimization": {"stage": 3, "leaf_module": []}}',
@@ -194,9 +213,9 @@ class TestLines:
         assert len(problems) == 2
 
     def test_a_key_that_is_also_a_value_or_part_of_one(self, tmp_path: Path) -> None:
-        text = '{"comms_logger": "optimizer", "dump_state": "{\\"optimizer\\": {",\n"optimizer"\n : {},\n'
+        text = '{"zero_optimizatio": "optimizer", "seq_parallel_communication_data_type": "{\\"optimizer\\": {",\n"optimizer"\n : {},\n'
         text += '"zero_optimization": {"stage": 3}}'
-        assert found(tmp_path, text) == ["'optimizer' belongs to the recipe (optim); delete line 2"]
+        assert found(tmp_path, text)[1:] == ["'optimizer' belongs to the recipe (optim); delete line 2"]
 
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8),

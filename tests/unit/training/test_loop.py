@@ -9,7 +9,9 @@ from data_pipeline.errors import PipelineError
 from tests.unit.training.test_batches import row
 from training import distributed
 from training.batches import HASH_SIZE, StepBatch, row_hash, take_step
-from training.loop import Shared, take_batch
+from training.errors import NonFiniteGradients
+from training.loop import Shared, refuse_nothing_learned, take_batch
+from training.progress import Progress
 
 
 class OneStep:
@@ -67,3 +69,9 @@ class TestTakingABatch:
         batches: Any = OneStep(one_step())
         with pytest.raises(PipelineError, match=r"^line 7 is damaged$"):
             take_batch(batches, engine, wants_profile=False)
+
+
+def test_a_run_that_learned_nothing_is_no_success() -> None:
+    refuse_nothing_learned(Progress(step=4, skipped_steps=3))
+    with pytest.raises(NonFiniteGradients, match=r"^all 4 steps were skipped .* weights in model\.base .* not numbers"):
+        refuse_nothing_learned(Progress(step=4, skipped_steps=4))

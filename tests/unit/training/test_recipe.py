@@ -694,3 +694,12 @@ def test_there_are_shipped_recipes() -> None:
 def test_inputs_of_these_tests_are_without_problems(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     assert problems_of(write_recipe(tmp_path), world_size=12) == []
+
+
+@pytest.mark.parametrize(("written", "expected"), [('"full"', "full"), ("8", "8"), ('"8"', "8")])
+def test_a_number_of_layers_is_written_as_one(tmp_path: Path, written: str, expected: str) -> None:
+    text = RECIPE + f"\n[model]\nactivation_checkpointing = {written}\n[model.architecture]\nnum_layers = 9\n"
+    if "[model]" in RECIPE:
+        text = RECIPE.replace("[model]", f"[model]\nactivation_checkpointing = {written}", 1)
+    found = load_config(write_recipe(tmp_path, text), needs_files=False)
+    assert found.model.activation_checkpointing == expected

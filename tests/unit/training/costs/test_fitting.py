@@ -54,6 +54,11 @@ class TestProblems:
         (problem,) = fit_problems(config, {}, 0.1 * GiB, ranks=8, ranks_per_node=8, shape=LLAMA_2_7B)
         assert problem.endswith("Nothing would with this model on such devices; use larger ones.")
 
+    def test_an_adapter_instead_of_muon_has_another_optimizer(self, tmp_path: Path) -> None:
+        config = configured(tmp_path, "--optim.kind", "muon", "--train.placement", "replicated")
+        (problem,) = self.problems(config, 30 * GiB)
+        assert problem.endswith("--adapter.kind lora --optim.kind adamw --train.placement replicated.")
+
     def test_what_depends_on_the_batch_is_no_reason(self, tmp_path: Path) -> None:
         config = configured(tmp_path, "--train.micro_batch_rows", "12")
         assert self.problems(config, 15 * GiB) == []
@@ -111,19 +116,91 @@ class TestDevices:
 
     @pytest.mark.parametrize("written", ["full", "auto"])
     def test_a_model_of_unknown_shape(self, config: Config, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def unreachable(*names: str) -> str:
+        asked = []
+
+        def unreachable(*names: str, revision: str | None) -> str:
+            asked.append((*names, revision))
             raise OSError(names)
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-        model = dataclasses.replace(config.model, base="nobody/nothing", activation_checkpointing=written)
+        model = dataclasses.replace(
+            config.model, base="nobody/nothing", revision="v2", activation_checkpointing=written
+        )
         with pytest.raises(
             ConfigError, match="the number of layers of nobody/nothing is not known before it is loaded"
         ):
             recomputed_layers(dataclasses.replace(config, model=model), DS, ALONE, CPU)
+        assert asked == [("nobody/nothing", "config.json", "v2")]
 
 
 def test_memory_of_this_machine() -> None:
     assert 2**26 < available_memory() < 2**50
+
+
+class TestAvailableMemory:
+    """Of a machine that has 1,000 KiB left, in made-up files."""
+
+    MACHINE = 1000 * 1024
+
+    def left(self, root: Path, groups: str, files: dict[str, str]) -> int:
+        written = {"proc/meminfo": "MemTotal: 4000 kB\nMemAvailable:    1000 kB\n", "proc/self/cgroup": groups, **files}
+        for name, content in written.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return available_memory(root)
+
+    def version_2(self, folder: str, limit: str, used: int, inactive: int = 0) -> dict[str, str]:
+        return {
+            f"{folder}/memory.max": f"{limit}\n", f"{folder}/memory.current": f"{used}\n",
+            f"{folder}/memory.stat": f"anon 5\ninactive_file {inactive}\nactive_file 7\n",
+        }  # fmt: skip
+
+    def version_1(self, folder: str, limit: int, used: int, inactive: int = 0) -> dict[str, str]:
+        return {
+            f"{folder}/memory.limit_in_bytes": f"{limit}\n", f"{folder}/memory.usage_in_bytes": f"{used}\n",
+            f"{folder}/memory.stat": f"inactive_file 1\ntotal_inactive_file {inactive}\n",
+        }  # fmt: skip
+
+    def test_no_control_group(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "", {}) == self.MACHINE
+        (tmp_path / "proc/self/cgroup").unlink()
+        assert available_memory(tmp_path) == self.MACHINE
+
+    def test_a_container_of_version_2(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "0::/\n", self.version_2("sys/fs/cgroup", "5000", 3000)) == 2000
+
+    def test_no_limit(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "0::/\n", self.version_2("sys/fs/cgroup", "max", 3000)) == self.MACHINE
+
+    def test_a_limit_above_what_the_machine_has(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "0::/\n", self.version_2("sys/fs/cgroup", "5000000", 0)) == self.MACHINE
+
+    def test_the_limit_of_an_outer_group(self, tmp_path: Path) -> None:
+        files = {
+            **self.version_2("sys/fs/cgroup/slurm/job_7", "9000", 3000),
+            **self.version_2("sys/fs/cgroup/slurm/job_7/step_0", "max", 2000),
+            **self.version_2("sys/fs/cgroup/slurm/job_8", "1", 0),
+        }
+        assert self.left(tmp_path, "0::/slurm/job_7/step_0\n", files) == 6000
+
+    def test_files_that_were_read_make_room(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "0::/\n", self.version_2("sys/fs/cgroup", "5000", 4900, inactive=4000)) == 4100
+
+    def test_more_used_than_allowed(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, "0::/\n", self.version_2("sys/fs/cgroup", "5000", 6000)) == 0
+
+    def test_version_1_beside_an_empty_version_2(self, tmp_path: Path) -> None:
+        groups = "5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/\n"
+        files = {
+            **self.version_1("sys/fs/cgroup/memory/job/step", 8000, 5000, inactive=500),
+            **self.version_1("sys/fs/cgroup/memory", 9223372036854771712, 5000),
+        }
+        assert self.left(tmp_path, groups, files) == 3500
+
+    def test_a_container_that_sees_its_group_as_the_outermost(self, tmp_path: Path) -> None:
+        files = self.version_1("sys/fs/cgroup/memory", 8000, 5000)
+        assert self.left(tmp_path, "4:memory:/docker/c0ffee\n", files) == 3000
 
 
 def test_layers_for_a_7b_on_one_gpu(tmp_path: Path) -> None:

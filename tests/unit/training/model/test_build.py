@@ -12,6 +12,8 @@ from torch import nn
 
 from training.config import ArchitectureConfig, ModelConfig
 from training.errors import ModelError
+from training.model import build as building
+from training.model import loading
 from training.model.attention import ATTENTION
 from training.model.build import (
     base_fingerprint,
@@ -48,6 +50,17 @@ class TestRandomWeights:
         torch.manual_seed(3)
         random_model(SMALL, dtype=torch.float32, seed=5)
         assert torch.equal(torch.rand(4), expected)
+
+    def test_no_gpu_is_touched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        touched: list[Any] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(
+            torch.cuda, "get_rng_state", lambda *device: touched.append(device) or torch.get_rng_state()
+        )
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *state: touched.append(state))
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", touched.append)
+        random_model(SMALL, dtype=torch.float32, seed=5)
+        assert touched == []
 
     def test_bf16_weights_are_the_fp32_ones_rounded(self) -> None:
         fp32 = random_model(SMALL, dtype=torch.float32, seed=5)
@@ -164,9 +177,9 @@ class TestFingerprint:
         (tmp_path / "model-2.safetensors").write_bytes(b"twp")
         assert folder_fingerprint(str(tmp_path)) != found
 
-    def test_random_weights_and_hub_names_have_none(self) -> None:
+    def test_random_weights_have_none(self, alone: World) -> None:
         assert folder_fingerprint(None) is None
-        assert folder_fingerprint("somebody/a-model") is None
+        assert base_fingerprint(ModelConfig(), alone) is None
 
     def test_pickled_weights_count_where_there_are_no_others(self, tmp_path: Path) -> None:
         (tmp_path / "pytorch_model.bin").write_bytes(b"one")
@@ -178,16 +191,51 @@ class TestFingerprint:
     def test_a_base_has_that_of_its_folder(self, alone: World, tmp_path: Path) -> None:
         for name in ("b", "a"):
             (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-        assert base_fingerprint(str(tmp_path), alone) == folder_fingerprint(tmp_path)
-        for base in (None, "somebody/a-model"):
-            assert base_fingerprint(base, alone) is None
+        assert base_fingerprint(ModelConfig(base=str(tmp_path)), alone) == folder_fingerprint(tmp_path)
+
+    def test_a_hub_repository_has_that_of_the_commit_that_was_loaded(
+        self, alone: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folders = {"main": tmp_path / "5a1", "v2": tmp_path / "77c"}
+        for seed, folder in enumerate(folders.values()):
+            random_model(SMALL, dtype=torch.float32, seed=seed).save_pretrained(folder)
+        monkeypatch.setattr(
+            loading, "snapshot_download", lambda name, revision, allow_patterns: str(folders[revision or "main"])
+        )
+        main, v2 = (ModelConfig(base="somebody/a-model", revision=revision) for revision in (None, "v2"))
+        loading.snapshot.cache_clear()
+        model = build(alone, main)
+        expected = folder_fingerprint(folders["main"])
+        assert base_fingerprint(v2, alone) == folder_fingerprint(folders["v2"]) != expected
+        # The branch moves on: this start stays with what it has loaded, and the next one notices.
+        folders["main"] = folders["v2"]
+        assert base_fingerprint(main, alone) == expected
+        assert same_weights(model, build(alone, main))
+        loading.snapshot.cache_clear()
+        assert base_fingerprint(main, alone) == folder_fingerprint(folders["v2"])
+        assert not same_weights(model, build(alone, main))
+        loading.snapshot.cache_clear()
+
+    def test_ranks_with_several_commits_are_told(
+        self, alone: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "5a1"
+        random_model(SMALL, dtype=torch.float32, seed=1).save_pretrained(folder)
+        monkeypatch.setattr(loading, "snapshot", lambda *asked: folder)
+        monkeypatch.setattr(building, "gather", lambda commit, world: [commit, "77c", commit])
+        with pytest.raises(ModelError) as caught:
+            base_fingerprint(ModelConfig(base="somebody/a-model"), alone)
+        assert str(caught.value) == (
+            'model.base = "somebody/a-model": it changed while the ranks downloaded it, so that they have several commits '
+            "of it (5a1, 77c); set model.revision to one of them"
+        )
 
     def test_a_file_that_may_not_be_read(self, alone: World, tmp_path: Path) -> None:
         (tmp_path / "a.safetensors").mkdir()
         with pytest.raises(ModelError) as caught:
-            base_fingerprint(str(tmp_path), alone)
+            base_fingerprint(ModelConfig(base=str(tmp_path)), alone)
         assert str(caught.value) == (
-            f'model.base = "{tmp_path}": {tmp_path}/a.safetensors can\'t be read: Is a directory'
+            f"model.base = \"{tmp_path}\": can't be read: [Errno 21] Is a directory: '{tmp_path}/a.safetensors'"
         )
 
 

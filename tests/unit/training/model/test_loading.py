@@ -35,14 +35,14 @@ def save(folder: Path, dtype: torch.dtype = torch.float32, max_shard_size: str =
     return folder
 
 
-def load(folder: Path | str, dtype: torch.dtype = torch.float32, **allowed: bool) -> Any:
-    config = ModelConfig(base=str(folder), **allowed)
+def load(folder: Path | str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    config = ModelConfig(base=str(folder), **settings)
     return load_base(config, dtype=dtype, place=replicated(dtype, CPU), device=CPU, attention="sdpa")
 
 
-def refusal(folder: Path | str, **allowed: bool) -> str:
+def refusal(folder: Path | str, **settings: Any) -> str:
     with pytest.raises(ModelError) as caught:
-        load(folder, **allowed)
+        load(folder, **settings)
     start = f'model.base = "{folder}": '
     assert str(caught.value).startswith(start)
     return str(caught.value).removeprefix(start)
@@ -278,6 +278,11 @@ class TestRefusals:
 
 
 class TestHub:
+    @pytest.fixture(autouse=True)
+    def ask_again(self) -> None:
+        """Each test is a process of its own to the hub."""
+        loading.snapshot.cache_clear()
+
     def test_without_a_connection(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr(
@@ -289,23 +294,28 @@ class TestHub:
 
     def test_only_what_is_allowed_is_downloaded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         asked: list[list[str]] = []
+        revisions: list[str | None] = []
         folder = tmp_path / "empty"
         folder.mkdir()
 
-        def download(name: str, allow_patterns: list[str]) -> str:
+        def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
             assert name == "somebody/a-model"
             asked.append(allow_patterns)
+            revisions.append(revision)
             return str(folder)
 
         monkeypatch.setattr(loading, "snapshot_download", download)
         assert refusal("somebody/a-model") == "the folder has no *.safetensors, so no weights to load"
-        refusal("somebody/a-model", allow_remote_code=True, allow_pickled_weights=True)
+        refusal("somebody/a-model", allow_remote_code=True, allow_pickled_weights=True, revision="v2")
         folder = save(tmp_path / "full")
-        assert same(load("somebody/a-model", allow_pickled_weights=True), AutoModelForCausalLM.from_pretrained(folder))
+        for revision in ("v1", "v1"):
+            ours = load("somebody/a-model", allow_pickled_weights=True, revision=revision)
+            assert same(ours, AutoModelForCausalLM.from_pretrained(folder))
         assert asked == [
             ["*.json", "*.safetensors"], ["*.json", "*.safetensors", "*.py"], ["*.json", "pytorch_model*.bin", "*.py"],
             ["*.json", "*.safetensors"],
         ]  # fmt: skip
+        assert revisions == [None, "v2", "v2", "v1"], "and once per process"
 
 
 _downloaded = loading.snapshot_download

@@ -136,7 +136,28 @@ class TestTensorBoard:
             patch.setattr(TensorBoard, "write", full)
             monitors.write(LINE)
             monitors.write(LINE)
+        monitors.go_back(3)
         monitors.close()
+        assert told.lines == ["going on without TensorBoard: OSError: [Errno 28] No space left on device"]
+
+    def test_a_full_disk_does_not_end_the_run_at_its_end_either(
+        self, recipe: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = Told()
+        monitors = Monitors(config(recipe), rank=0, first_step=0, say=told)
+        monitors.write(LINE)
+        own, failed = TensorBoard.close, []
+
+        def full(board: TensorBoard) -> None:
+            own(board)
+            failed.append(board)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(TensorBoard, "close", full)
+        monitors.close()
+        monitors.go_back(3)
+        monitors.close()
+        assert len(failed) == 1
         assert told.lines == ["going on without TensorBoard: OSError: [Errno 28] No space left on device"]
 
 
