@@ -21,8 +21,8 @@ from training.costs.shape import EMBEDDING, Shape, saved_parameters
 
 GiB = 2**30
 WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
-NUM_STATES = {"adamw": 2, "lionw": 1, "muon": 1}
-"""fp32 optimizer states of a trained weight (with muon of a matrix inside the decoder layers; others have AdamW's two)."""
+NUM_STATES = {"adamw": 2, "lionw": 1}
+"""fp32 optimizer states of a trained weight."""
 BUCKET_ELEMENTS = 1 << 25
 """Of a bucket of the replicated placement (training/placements/replicated.py)."""
 
@@ -237,7 +237,7 @@ def adapter_bytes(setup: Setup) -> int:
 
 
 def num_states(setup: Setup) -> int:
-    """Elements of the optimizer's states."""
+    """Elements of the optimizer's states: with muon one of a matrix inside the decoder layers, and AdamW's two of all else."""
     if setup.optimizer != "muon":
         return NUM_STATES[setup.optimizer] * setup.model.size
     matrices = sum(math.prod(sides) for name, sides in setup.model.linears.items() if name != "lm_head")

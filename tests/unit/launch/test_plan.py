@@ -451,7 +451,8 @@ class TestCommand:
         assert "more than 1 TiB" not in out
         code, out, _ = self.run(recipe, capsys, *more, "--host-memory", "1024")
         assert code == 1
-        assert re.search(r"zero3_offload lacks 877\.\d GiB of host memory per node \(needs \d+\.\d per GPU, 1,798\.\d", out)
+        lacks = r"zero3_offload lacks 877\.\d GiB of host memory per node \(needs \d+\.\d per GPU, 1,798\.\d per node\)"
+        assert re.search(lacks, out)
         assert "nodes of 1,999 GiB of host memory, with zero3_offload" in out
         assert re.search(r"GPUs of \d+ GB, with zero3$", out, re.MULTILINE)
 
@@ -465,9 +466,8 @@ class TestCommand:
     def test_a_run_stands_still_while_a_checkpoint_is_written(
         self, recipe: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        _, out, _ = self.run(
-            recipe, capsys, "--shape", "llama-2-7b", "--train.global_batch_rows", "192", "--json", "--storage-bandwidth", "2"
-        )
+        more = ("--shape", "llama-2-7b", "--train.global_batch_rows", "192", "--storage-bandwidth", "2")
+        _, out, _ = self.run(recipe, capsys, "--json", *more)
         best = json.loads(out)["recommended"]
         size = 12 * 6_738_415_616
         stall = 0.5 + size / 8 / known.SNAPSHOT_RATE + size / 2e9 + size / 8 / known.HASH_RATE
@@ -478,10 +478,10 @@ class TestCommand:
     def test_an_adapter_instead_of_muon_has_another_optimizer(
         self, recipe: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        more = ("--shape", "llama-2-7b", "--train.global_batch_rows", "192", "--optim.kind", "muon")
-        _, out, _ = self.run(recipe, capsys, *more)
+        more = ("--train.global_batch_rows", "192", "--optim.kind", "muon")
+        _, out, _ = self.run(recipe, capsys, "--shape", "llama-2-7b", *more)
         assert "With adapter.kind lora (LoRA) and optim.kind adamw: replicated, " in out
-        code, out, _ = self.run(recipe, capsys, *more, "--gpu-memory", "10")
+        code, out, _ = self.run(recipe, capsys, "--shape", "llama-2-70b", "--gpu-memory", "40", *more)
         assert code == 1
         assert "LoRA: --adapter.kind lora --optim.kind adamw --train.placement zero3" in out
 
