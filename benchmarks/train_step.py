@@ -229,8 +229,9 @@ export = false
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small case per method, in under three minutes")
+    parser.add_argument("--quick", action="store_true", help="one small case per method, in some minutes")
     parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--methods", default="full,lora", help="which of full and lora; both unless given")
     parser.add_argument("--rounds", type=int, help="turns of every contender; 3, and 1 with --quick")
     asked = parser.parse_args()
     if asked.quick:
@@ -250,6 +251,8 @@ def main() -> None:
         scratch = Path(temporary)
         base = size.save(scratch / "base")
         for method, precision, masked in cases:
+            if method not in asked.methods.split(","):
+                continue
             suffix = f"{precision}_masked{100 * masked:.0f}"
             results = measure(method, precision, masked, base, size, rounds, steps, scratch)
             measured[f"{method}_{suffix}"] = results

@@ -6,12 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from launch.demo import run_demo
-from launch.plan.command import add_arguments, run_plan
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    try:
+        from launch.plan.command import add_arguments, run_plan
+    except ModuleNotFoundError as error:
+        print(
+            f"{error.name} is not installed for {sys.executable}: run `make setup` and use .venv/bin/python, or "
+            "`pip install -e .` in an environment of yours",
+            file=sys.stderr,
+        )
+        return 2
     parser = argparse.ArgumentParser(prog="python -m launch", description="Turn a run and a machine into processes.")
     commands = parser.add_subparsers(dest="command", required=True)
     plan = commands.add_parser("plan", help="will it fit, and how long will it take",
@@ -29,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run_plan(options, overrides)
     if options.ranks < 1:
         parser.error(f"--ranks {options.ranks}: must be at least 1")
+    from launch.demo import run_demo
+
     return run_demo(options.out.resolve(), ranks=options.ranks, until=options.until, overrides=overrides)
 
 

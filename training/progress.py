@@ -14,7 +14,7 @@ class Progress:
     tokens_seen: int = 0
     """Input tokens of all ranks."""
     data_hash: str = ""
-    """Running hash of every batch so far."""
+    """Running hash of every batch so far, without those that a rewind has undone."""
     seconds: float = 0.0
     """Wall time of training, without start-up, evaluation and saving."""
     eval_seconds: float = 0.0

@@ -42,6 +42,8 @@ class Draft:
     unread: set[str] = dataclasses.field(default_factory=set)
     """Settings whose defaults stand in for values that could not be read."""
     problems: list[str] = dataclasses.field(default_factory=list)
+    needs_files: bool = True
+    """Whether paths must be known, so that every environment variable in them must be set."""
 
     def wrong(self, path: str, source: str, message: str, value: Any = None) -> None:
         """Note a problem of the setting `path`, written in `source`."""
@@ -70,13 +72,14 @@ def load_config(
     """Read a recipe, apply `--dotted.name value` overrides, check everything.
 
     Relative paths of a recipe are relative to the recipe's folder, those of the command line to the working
-    directory; `~` and `$VARIABLES` are expanded. Without `needs_files`, what isn't there yet is no problem (planning). `world_size` None leaves out the checks that need it (planning).
+    directory; `~` and `$VARIABLES` are expanded. Without `needs_files`, what isn't there yet is no problem, and paths with
+    variables that aren't set stay as written (planning). `world_size` None leaves out the checks that need it (planning).
     `more_problems` (of the DeepSpeed JSON, say) and those that `also_check` finds are reported with the configuration's own.
 
     Raises:
         ConfigError: with all problems at once.
     """
-    draft = Draft(problems=list(more_problems))
+    draft = Draft(problems=list(more_problems), needs_files=needs_files)
     is_read = recipe is None or read_recipe(draft, recipe)
     read_overrides(draft, overrides)
     if not is_read:
@@ -192,7 +195,8 @@ def put(draft: Draft, path: str, hint: Any, metadata: Mapping[str, Any], value: 
         decoded = decode(hint, value)
         is_path = hint is Path or Path in get_args(hint)
         if decoded is not None and (is_path or metadata.keys() & {"path_or_name", "path_or_url"}):
-            decoded = resolve(str(decoded), folder, is_name_allowed="path_or_name" in metadata)
+            if draft.needs_files or "$" not in os.path.expandvars(str(decoded)):
+                decoded = resolve(str(decoded), folder, is_name_allowed="path_or_name" in metadata)
             decoded = Path(decoded) if is_path else decoded
     except ValueError as error:
         draft.wrong(path, source, str(error), value)

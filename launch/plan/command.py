@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ from launch.plan import cluster as known
 from launch.plan.cluster import GPUS, Cluster, memory_of
 from launch.plan.costs import Costs
 from launch.plan.goodput import Failures
-from launch.plan.options import Work, enough_nodes, options, recommend
+from launch.plan.options import Work, enough_nodes, enough_sharing, options, recommend, short_enough
 from launch.plan.report import Plan, print_plan, to_json
-from launch.plan.shapes import SHAPES, PlanError, known_shape, shape_of
+from launch.plan.shapes import SHAPES, PlanError, known_shape, shape_of, shape_problems
 from training.config import Config, Kind
 from training.costs.fitting import setup_of
 from training.costs.flops import peak_flops
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, default=8, help="GPUs of each machine (default 8)")
     parser.add_argument("--ranks", type=int, help="GPUs altogether, instead of --nodes")
     parser.add_argument(
-        "--gpu", default="H100", help=f"{', '.join(GPUS)} (default H100), or any name with the next four"
+        "--gpu", type=gpu_name, default="H100", help=f"{', '.join(GPUS)} (default H100), or any name with the next four"
     )
     parser.add_argument("--gpu-memory", type=float, help="GB of one GPU")
     parser.add_argument("--host-memory", type=float, help="GiB of memory of one machine (default: enough)")
@@ -57,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", action="store_true", help="print the README's table: 7B, 13B, 70B on 8 to 1,024 GPUs"
     )
+
+
+def gpu_name(text: str) -> str:
+    """The GPU as the tables spell it, or the text of one that they don't have."""
+    return next((name for name in GPUS if name.lower() == text.lower()), text)
 
 
 def cluster_of(chosen: argparse.Namespace) -> Cluster:
@@ -86,9 +92,15 @@ def _problems(chosen: argparse.Namespace) -> Iterator[str]:
     for name in ("nodes", "gpus", "ranks", "gpu_memory", "host_memory", "flops", "bandwidth", "intra_bandwidth",
                  "storage_bandwidth", "mtbf", "checkpoint_every"):  # fmt: skip
         value, option = getattr(chosen, name), f"--{name.replace('_', '-')}"
-        if value is not None and not value > 0:
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            yield f"{option} {value:g}: must be a finite number"
+        elif value <= 0:
             yield f"{option} {value:g}: must be {'at least 1' if isinstance(value, int) else 'greater than 0'}"
-    if not chosen.restart_minutes >= 0:
+    if not math.isfinite(chosen.restart_minutes):
+        yield f"--restart-minutes {chosen.restart_minutes:g}: must be a finite number"
+    elif chosen.restart_minutes < 0:
         yield f"--restart-minutes {chosen.restart_minutes:g}: must not be negative"
     if chosen.ranks is not None and chosen.nodes != 1:
         yield "--ranks: is the number of all GPUs, and --nodes is given too; use --nodes with --gpus, or --ranks alone"
@@ -137,10 +149,14 @@ def _load(
     if not any(each.startswith(("--train.micro_batch_rows", "--train.micro-batch-rows")) for each in overrides):
         # It is what is looked for, and the recipe's may be none that these GPUs could have.
         overrides = [*overrides, "--train.micro_batch_rows", "1"]
+    if chosen.shape:
+        # It stands in for the base, whose own sizes are then not the ones to check.
+        overrides = [*overrides, "--model.base", chosen.shape]
     ranks = cluster.ranks if cluster is not None and not chosen.table else None
     config = load_config(
-        chosen.recipe, overrides, world_size=ranks, more_problems=[*problems, *wrong], needs_files=False
-    )
+        chosen.recipe, overrides, world_size=ranks, more_problems=[*problems, *wrong], needs_files=False,
+        also_check=lambda config: list(shape_problems(chosen.shape, config)) if chosen.shape else [],
+    )  # fmt: skip
     if not is_length_known(config):
         raise PlanError(
             "train.epochs: how many steps that is depends on the data; give --train.steps or --train.tokens"
@@ -158,13 +174,17 @@ def plan_of(config: Config, shape: Shape, cluster: Cluster, zero: ZeroOptions, c
     found = options(work, cluster)
     best = recommend(found, cluster)
     others = {kind: _other(config, shape, kind, cluster, zero) for kind in KINDS if kind != config.adapter.kind}
-    larger = None
+    larger = sequence_parallel = seq_len = None
     if best is None:
-        larger = enough_nodes(work, cluster, lambda ranks: config.train.global_batch_rows % ranks == 0)
+        rows, shared = config.train.global_batch_rows, config.train.sequence_parallel
+        larger = enough_nodes(work, cluster, lambda ranks: rows % (ranks // shared) == 0)
+        seq_len = short_enough(work, cluster)
+        can_cut = not config.hidden_key.enabled and (config.adapter.kind == "none" or config.adapter.dropout == 0)
+        sequence_parallel = enough_sharing(work, cluster) if can_cut else None
     every = chosen.checkpoint_every or config.checkpoint.every_steps
     return Plan(
         config=config, cluster=cluster, work=work, found=found, chosen=best, others=others, larger=larger,
-        checkpoint_every=every, failures=None if best is None else failures_of(best, cluster, chosen),
+        sequence_parallel=sequence_parallel, seq_len=seq_len, checkpoint_every=every, failures=None if best is None else failures_of(best, cluster, chosen),
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ ENOUGH_TOKENS = 16384
 """Tokens of a micro-batch from which on a larger one no longer makes matrix products faster."""
 MOST_TOKENS = 4 * ENOUGH_TOKENS
 """Tokens of the largest micro-batch that is looked at, unless one row has more."""
+SHORTEST = 512
+"""Tokens of the shortest rows that are advised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +101,32 @@ def enough_nodes(work: Work, cluster: Cluster, can_run: Callable[[int], bool]) -
         larger = dataclasses.replace(cluster, nodes=cluster.nodes * 2**doublings)
         if can_run(larger.ranks) and recommend(options(work, larger), larger) is not None:
             return larger
+    return None
+
+
+def enough_sharing(work: Work, cluster: Cluster) -> int | None:
+    """The fewest ranks per row with which something fits, or None where the model and the step can't be cut so."""
+    setup, ranks = work.setup, cluster.ranks
+    for size in range(setup.sequence_parallel + 1, setup.model.shape.kv_heads + 1):
+        if (
+            setup.model.shape.kv_heads % size
+            or setup.seq_len % size
+            or ranks % size
+            or work.rows_per_step % (ranks // size)
+        ):
+            continue
+        cut = dataclasses.replace(work, setup=dataclasses.replace(setup, sequence_parallel=size))
+        if recommend(options(cut, cluster), cluster) is not None:
+            return size
+    return None
+
+
+def short_enough(work: Work, cluster: Cluster) -> int | None:
+    """Half, a quarter, ... of the tokens of a row with which something fits, or None when that takes fewer than SHORTEST."""
+    seq_len = work.setup.seq_len // 2
+    while seq_len >= SHORTEST:
+        cut = dataclasses.replace(work, setup=dataclasses.replace(work.setup, seq_len=seq_len))
+        if seq_len % work.setup.sequence_parallel == 0 and recommend(options(cut, cluster), cluster) is not None:
+            return seq_len
+        seq_len //= 2
     return None

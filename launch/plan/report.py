@@ -15,12 +15,15 @@ from launch.plan.cluster import Cluster
 from launch.plan.costs import Costs
 from launch.plan.goodput import Failures
 from launch.plan.options import Work, best_per_placement, fits, largest_micro_batch
+from launch.plan.units import binary, decimal, duration, gpu_hours
 from training.config import Config, Kind
 from training.costs.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_bytes
 
 NAMES = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 WARN_HOST_BYTES = 1024 * GiB
 """Host memory of a node from which on it is not taken for granted."""
+LONG_HOURS = 1.0
+"""Hours of a run from which on failures and checkpoints are worth a word."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ class Plan:
     """What would be recommended with other values of adapter.kind."""
     larger: Cluster | None
     """When nothing fits, the cluster of more nodes on which something does."""
+    sequence_parallel: int | None
+    """When nothing fits, the ranks per row with which something does."""
+    seq_len: int | None
+    """When nothing fits, the tokens of shorter rows with which something does."""
     checkpoint_every: int
     """Steps."""
     failures: Failures | None
@@ -81,7 +88,8 @@ def print_plan(plan: Plan, recipe: str) -> None:
         console.print(f"HiddenKey: {work.forwards} forward and {work.backwards} backward pass(es) over every row.")
     console.print()
     console.print(_memory_table(plan))
-    console.print(_host_memory(plan))
+    if cluster.host_memory_bytes is not None or max(costs.host_bytes for costs in plan.found) >= GiB:
+        console.print(_host_memory(plan))
     if plan.chosen is not None:
         console.print()
         console.print(_step_table(plan))
@@ -100,7 +108,9 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 def _memory_table(plan: Plan) -> Table:
     columns = ("rows", "again", "weights", "grads", "states", "activ.", "other", "total", "free")
-    table = _table("GiB per GPU, by rows of a micro-batch, computing as few layers again as fit", columns)
+    is_small = max(costs.memory.total for costs in plan.found) < GiB
+    unit, name, digits = (2**20, "MiB", 0) if is_small else (GiB, "GiB", 1)
+    table = _table(f"{name} per GPU, by rows of a micro-batch, computing as few layers again as fit", columns)
     for placement in dict.fromkeys(costs.setup.placement for costs in plan.found):
         own = [costs for costs in plan.found if costs.setup.placement == placement]
         # Larger micro-batches than the first that doesn't fit don't either.
@@ -114,8 +124,8 @@ def _memory_table(plan: Plan) -> Table:
             free = usable_bytes(plan.cluster.memory_bytes) - memory.total
             table.add_row(
                 placement if costs is shown[0] else "", str(setup.micro_batch_rows), str(setup.recomputed_layers),
-                *(f"{part / GiB:.1f}" for part in parts),
-                f"{free / GiB:.1f}" if free >= 0 else f"[red]{free / GiB:.1f}[/red]",
+                *(f"{part / unit:,.{digits}f}" for part in parts),
+                f"{free / unit:,.{digits}f}" if free >= 0 else f"[red]{free / unit:,.{digits}f}[/red]",
                 style="bold" if costs is plan.chosen else None, end_section=costs is shown[-1],
             )  # fmt: skip
     return table
@@ -133,17 +143,18 @@ def _host_memory(plan: Plan) -> str:
 
 
 def _step_table(plan: Plan) -> Table:
-    columns = ("rows", "GB sent", "comp.", "network", "step", "floor", "tok/s", "MFU", "hours")
-    table = _table("A step in seconds and per GPU, each placement at its best", columns)
-    for costs in best_per_placement(plan.found, plan.cluster):
-        if not fits(costs, plan.cluster):
-            continue
+    columns = ("rows", "sent", "comp.", "comm.", "step", "floor", "tok/s", "MFU", "run")
+    shown = [costs for costs in best_per_placement(plan.found, plan.cluster) if fits(costs, plan.cluster)]
+    scale, unit = (1, "seconds") if max(costs.step_seconds for costs in shown) >= 0.1 else (1e3, "milliseconds")
+    table = _table(f"A step in {unit} and per GPU, each placement at its best", columns)
+    for costs in shown:
         mfu = costs.flops / costs.setup.ranks / costs.step_seconds / plan.cluster.peak_flops
-        hours = plan.config.train.steps * costs.step_seconds / 3600
         table.add_row(
-            costs.setup.placement, str(costs.setup.micro_batch_rows), f"{costs.wire_bytes / 1e9:.1f}",
-            f"{costs.compute_seconds:.2f}", f"{costs.network_seconds:.2f}", f"{costs.step_seconds:.2f}",
-            f"{costs.floor_seconds:.2f}", f"{costs.tokens_per_second_per_gpu:,.0f}", f"{mfu:.0%}", _hours(hours),
+            costs.setup.placement, str(costs.setup.micro_batch_rows), decimal(costs.wire_bytes),
+            *(f"{scale * seconds:.2f}" for seconds in (
+                costs.compute_seconds, costs.network_seconds, costs.step_seconds, costs.floor_seconds,
+            )),
+            f"{costs.tokens_per_second_per_gpu:,.0f}", f"{mfu:.0%}", duration(plan.config.train.steps * costs.step_seconds),
             style="bold" if costs is plan.chosen else None,
         )  # fmt: skip
     return table
@@ -154,21 +165,21 @@ def _conclusion(plan: Plan) -> Iterator[str]:
         yield from _nothing_fits(plan)
         return
     chosen, cluster, config = plan.chosen, plan.cluster, plan.config
+    per_token = chosen.flops / chosen.tokens / 1e9
     yield (
-        f"FLOPs per step: {chosen.flops:.3g} ({chosen.flops / chosen.tokens / 1e9:.1f} GFLOP per token). "
+        f"FLOPs per step: {chosen.flops:.3g} ({per_token:,.{1 if per_token >= 1 else 3}f} GFLOP per token). "
         f"Largest micro-batch that fits: {largest_micro_batch(plan.found, cluster)} row(s). "
-        f"A checkpoint: {chosen.checkpoint_bytes / 1e9:.1f} GB."
+        f"A checkpoint: {decimal(chosen.checkpoint_bytes)}."
     )
     for kind, costs in plan.others.items():
         with_kind = f"With adapter.kind {kind} ({NAMES[kind]})"
         if costs is None:
             yield f"{with_kind}: nothing fits."
             continue
-        if costs.setup.optimizer != config.optim.kind:
-            with_kind += f" and optim.kind {costs.setup.optimizer}"
+        with_kind += "".join(f" and {name} {value}" for name, value in _needed(plan, kind, costs).items())
         yield (
             f"{with_kind}: {costs.setup.placement}, {costs.setup.micro_batch_rows} row(s), "
-            f"{costs.memory.total / GiB:.1f} GiB, {costs.tokens_per_second_per_gpu:,.0f} tok/s/GPU."
+            f"{binary(costs.memory.total)}, {costs.tokens_per_second_per_gpu:,.0f} tok/s/GPU."
         )
     yield ""
     yield f"[bold]Take {plan.overrides}[/bold]"
@@ -179,17 +190,19 @@ def _conclusion(plan: Plan) -> Iterator[str]:
             yield "[yellow]That is more than 1 TiB: see what the nodes have, and give it as --host-memory.[/yellow]"
     tokens = config.train.steps * chosen.tokens
     yield (
-        f"{config.train.steps:,} steps, {tokens:,} tokens: {chosen.tokens_per_second:,.0f} tokens/s, {_hours(plan.hours)} hours, "
-        f"{plan.hours * cluster.ranks:,.0f} GPU-hours without failures."
+        f"{config.train.steps:,} steps, {tokens:,} tokens: {chosen.tokens_per_second:,.0f} tokens/s, "
+        f"{duration(3600 * plan.hours)}, {gpu_hours(plan.hours * cluster.ranks)} without failures."
     )
+    if plan.hours < LONG_HOURS:
+        return
     best = plan.failures.best_interval()
     best_steps = max(1, round(best / chosen.step_seconds))
     yield (
-        f"With a checkpoint every {plan.checkpoint_every:,} steps ({_minutes(plan.checkpoint_every * chosen.step_seconds)}) and a "
-        f"failure every {_hours(plan.failures.between / 3600)} hours, each checkpoint holding the run up for "
-        f"{_minutes(plan.failures.stall)}, {plan.goodput:.1%} of the time counts: "
-        f"{_hours(plan.hours / plan.goodput)} hours, {plan.hours / plan.goodput * cluster.ranks:,.0f} GPU-hours. Best: every "
-        f"{best_steps:,} steps ({_minutes(best)}), {plan.failures.goodput(best):.1%}."
+        f"With a checkpoint every {plan.checkpoint_every:,} steps ({duration(plan.checkpoint_every * chosen.step_seconds)}) and a "
+        f"failure every {duration(plan.failures.between)}, each checkpoint holding the run up for "
+        f"{duration(plan.failures.stall)}, {plan.goodput:.1%} of the time counts: "
+        f"{duration(3600 * plan.hours / plan.goodput)}, {gpu_hours(plan.hours / plan.goodput * cluster.ranks)}. Best: every "
+        f"{best_steps:,} steps ({duration(best)}), {plan.failures.goodput(best):.1%}."
     )
 
 
@@ -204,9 +217,9 @@ def _reason(plan: Plan) -> str:
             continue
         ratio = costs.tokens_per_second / chosen.tokens_per_second - 1
         speed = "as fast" if abs(ratio) < 0.005 else f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}"
-        parts.append(f"{costs.setup.placement} is {speed} and sends {costs.wire_bytes / 1e9:.3g} GB")
+        parts.append(f"{costs.setup.placement} is {speed} and sends {decimal(costs.wire_bytes)}")
     return (
-        f"It is the fastest that fits, or as fast and simpler: {chosen.wire_bytes / 1e9:.3g} GB sent per GPU and step, "
+        f"It is the fastest that fits, or as fast and simpler: {decimal(chosen.wire_bytes)} sent per GPU and step, "
         f"{chosen.setup.recomputed_layers} of {chosen.setup.model.shape.layers} layers computed again. {'; '.join(parts)}."
     )
 
@@ -230,12 +243,13 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
     yield "What would fit:"
     ways = []
     if plan.larger is not None:
-        ways.append(f"  {plan.larger.nodes} nodes, {plan.larger.ranks} GPUs (--nodes {plan.larger.nodes})")
+        ways.append(
+            f"  {plan.larger.nodes} nodes, {plan.larger.ranks} GPUs (--nodes {plan.larger.nodes} --gpus {plan.larger.gpus_per_node})"
+        )
     for kind, other in plan.others.items():
         if other is not None:
-            placement, optimizer = other.setup.placement, other.setup.optimizer
-            optim = "" if optimizer == plan.config.optim.kind else f" --optim.kind {optimizer}"
-            ways.append(f"  {NAMES[kind]}: --adapter.kind {kind}{optim} --train.placement {placement}")
+            more = "".join(f" --{name} {value}" for name, value in _needed(plan, kind, other).items())
+            ways.append(f"  {NAMES[kind]}: --adapter.kind {kind}{more} --train.placement {other.setup.placement}")
     if with_host := [costs for costs in plan.found if costs.host_bytes <= cluster.usable_host_bytes]:
         smallest = min(with_host, key=lambda costs: costs.memory.total)
         needed = (smallest.memory.total + RESERVED_BYTES) / (1 - MARGIN) / GiB
@@ -244,17 +258,21 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
         smallest = min(on_gpu, key=lambda costs: costs.host_bytes)
         needed = smallest.host_bytes / (1 - known.HOST_MARGIN) / GiB
         ways.append(f"  nodes of {math.ceil(needed):,} GiB of host memory, with {smallest.setup.placement}")
-    if plan.config.data.seq_len > 1024:
-        ways.append("  shorter rows (--data.seq_len), or more ranks per row (--train.sequence_parallel)")
+    if plan.sequence_parallel is not None:
+        ways.append(f"  more ranks per row (--train.sequence_parallel {plan.sequence_parallel})")
+    if plan.seq_len is not None:
+        ways.append(f"  shorter rows (--data.seq_len {plan.seq_len})")
     yield from ways
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+def _needed(plan: Plan, kind: Kind, costs: Costs) -> dict[str, str]:
+    """Settings that another adapter.kind asks for beside itself."""
+    needed = {}
+    if costs.setup.optimizer != plan.config.optim.kind:
+        needed["optim.kind"] = costs.setup.optimizer
+    if kind != "none" and plan.config.train.sequence_parallel > 1 and plan.config.adapter.dropout > 0:
+        needed["adapter.dropout"] = "0"
+    return needed
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

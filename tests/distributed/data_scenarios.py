@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,15 +18,15 @@ def train(recipe: str, settings: list[str], dies_at: int | None = None) -> dict[
     from training.main import main
 
     if dies_at is not None:
-        take_step = loop.take_step
+        take_batch = loop.take_batch
         steps = iter(range(dies_at))
 
         def take_or_die(*args: Any, **more: Any) -> Any:
             if next(steps, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return take_step(*args, **more)
+            return take_batch(*args, **more)
 
-        loop.take_step = take_or_die
+        loop.take_batch = take_or_die
     return {"code": main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *settings])}
 
 
@@ -34,7 +35,7 @@ def train_with_a_dead_worker(recipe: str, settings: list[str], rank: int, at: in
     from data_pipeline.stream.workers import PrefetchedStream
     from training import loop
 
-    take_step, pids, steps = loop.take_step, [], iter(range(at))
+    take_batch, pids, steps = loop.take_batch, [], iter(range(at))
     start = PrefetchedStream.__iter__
 
     def remember(stream: PrefetchedStream) -> PrefetchedStream:
@@ -44,11 +45,13 @@ def train_with_a_dead_worker(recipe: str, settings: list[str], rank: int, at: in
 
     def kill_then_take(*args: Any, **more: Any) -> Any:
         if next(steps, None) is None and int(os.environ["RANK"]) == rank:
-            os.kill(pids[0], signal.SIGKILL)
-        return take_step(*args, **more)
+            # Again at the steps that had been made ahead, when it is gone.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[0], signal.SIGKILL)
+        return take_batch(*args, **more)
 
     PrefetchedStream.__iter__ = remember  # type: ignore[method-assign]
-    loop.take_step = kill_then_take
+    loop.take_batch = kill_then_take
     return train(recipe, settings) | {"pids": pids, "alive": [pid for pid in pids if Path(f"/proc/{pid}").exists()]}
 
 

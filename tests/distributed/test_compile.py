@@ -37,7 +37,8 @@ def test_losses_and_gradients_are_the_same(name: str, found: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_after_two_steps_nothing_is_compiled(name: str, found: Any) -> None:
+def test_after_three_steps_nothing_is_compiled(name: str, found: Any) -> None:
     graphs = found[name]["graphs"]
     assert graphs[0] > 0
-    assert graphs[1:] == [graphs[1]] * (STEPS - 1), graphs
+    # Once more where the longest document of a micro-batch has another length for the first time.
+    assert graphs[2:] == [graphs[2]] * (STEPS - 2), graphs

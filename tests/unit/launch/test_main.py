@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import launch.__main__ as launch_main
+import launch.demo
 from launch.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,7 +60,7 @@ class TestArguments:
 
     def test_the_demos_arguments(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         calls: list[Any] = []
-        monkeypatch.setattr(launch_main, "run_demo", lambda out, **options: calls.append((out, options)) or 3)
+        monkeypatch.setattr(launch.demo, "run_demo", lambda out, **options: calls.append((out, options)) or 3)
         monkeypatch.chdir(tmp_path)
         assert main(["demo"]) == 3
         assert main(["demo", "--out", "x", "--ranks", "1", "--until", "base", "--train.steps", "-5"]) == 3
@@ -76,6 +76,27 @@ def test_it_runs_as_a_module_from_anywhere(recipe: Path) -> None:
     done = subprocess.run(command, env=env, cwd=recipe.parent, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "20 steps, 15,360 tokens" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["plan", "recipe.toml"], ["demo"], ["--help"]])
+def test_without_the_projects_packages(tmp_path: Path, arguments: list[str]) -> None:
+    # What a Python of the system, without any packages, sees.
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-S", "-m", "launch", *arguments]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        f"rich is not installed for {sys.executable}: run `make setup` and use .venv/bin/python"
+    )
+    assert "`pip install -e .`" in done.stderr
+
+
+def test_planning_does_not_load_the_demo() -> None:
+    code = "import sys\nfrom launch.__main__ import main\ntry: main(['plan', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('launch.demo' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=60).returncode == 0
 
 
 def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:

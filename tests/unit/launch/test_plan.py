@@ -82,6 +82,7 @@ class TestShapes:
         assert sizes == {
             "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
             "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+            "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496,
         }  # fmt: skip
         assert (known_shape("llama-2-7b"), known_shape("llama-3-8b")) == (LLAMA_2_7B, LLAMA_3_8B)
 
@@ -89,7 +90,7 @@ class TestShapes:
         ("base", "hint"),
         [
             ("somebody/a-model", "--shape with one of llama-2-7b, llama-2-13b, "), ("/none/Llama-2-7b-hf", "--shape llama-2-7b, "),
-            ("meta-llama/Llama-3.1-8B", "--shape llama-3-8b, "), ("meta-llama/Llama-2-70b-hf", "--shape llama-2-70b, "),
+            ("meta-llama/Llama-3.1-8B", "--shape llama-3.1-8b, "), ("meta-llama/Meta-Llama-3-8B", "--shape llama-3-8b, "), ("meta-llama/Llama-2-70b-hf", "--shape llama-2-70b, "),
         ],
     )  # fmt: skip
     def test_one_that_is_not_known_here(self, tmp_path: Path, base: str, hint: str) -> None:
@@ -348,6 +349,18 @@ class TestArguments:
             "--restart-minutes -1: must not be negative",
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+    def test_finite_numbers_only(self, value: str) -> None:
+        options = ["--gpu-memory", "--host-memory", "--flops", "--bandwidth", "--intra-bandwidth", "--storage-bandwidth",
+                   "--mtbf", "--restart-minutes"]  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            self.cluster(*(f"{option}={value}" for option in options))
+        assert caught.value.problems == [f"{option} {value}: must be a finite number" for option in options]
+
+    @pytest.mark.parametrize("written", ["h100", "H100", "mi300x", "Mi300X", "l40s"])
+    def test_a_gpu_in_any_case(self, written: str) -> None:
+        assert self.cluster("--gpu", written) == self.cluster("--gpu", written.upper())
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -387,6 +400,11 @@ class TestCommand:
         assert "20 steps, 983,040 tokens:" in out
         assert "With adapter.kind lora (LoRA): replicated, " in out
         assert "zero3_offload is " in out
+        # Twenty steps are over before anything fails.
+        assert "With a checkpoint every" not in out
+        _, out, _ = self.run(
+            recipe, capsys, "--shape", "llama-2-7b", "--train.global_batch_rows", "192", "--train.steps", "200000"
+        )
         assert "With a checkpoint every 500 steps" in out
         assert "HiddenKey" not in out
 
@@ -512,6 +530,83 @@ class TestCommand:
         code, _, err = self.run(recipe, capsys, "--model.base", "none", "--ranks", "2")
         assert code == 2
         assert "train.epochs: how many steps that is depends on the data; give --train.steps or --train.tokens" in err
+
+    def test_what_a_published_model_cannot_do(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        more = ("--gpus", "16", "--train.sequence_parallel", "16", "--train.global_batch_rows", "16")
+        code, out, err = self.run(recipe, capsys, "--shape", "llama-2-70b", *more, "--data.seq_len", "8192")
+        assert (code, out) == (2, "")
+        assert "train.sequence_parallel = 16: must divide the 8 key/value heads of llama-2-70b" in err
+        assert "data.seq_len = 8192: is longer than the 4096 positions that llama-2-70b is made for" in err
+        code, _, err = self.run(recipe, capsys, "--shape", "llama-2-7b", *more, "--data.seq_len", "4096")
+        assert (code, err) == (0, "")
+        long = ("--train.global_batch_rows", "16", "--data.seq_len", "131072", "--gpus", "16")
+        shared = ("--train.sequence_parallel", "8")
+        assert "8192 positions" in self.run(recipe, capsys, "--shape", "llama-3-8b", *long, *shared)[2]
+        assert self.run(recipe, capsys, "--shape", "llama-3.1-8b", *long, *shared)[::2] == (0, "")
+
+    def test_advice_on_rows_that_are_too_long_can_be_followed(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        more = ("--shape", "llama-3.1-8b", "--gpus", "16", "--train.global_batch_rows", "16", "--data.seq_len", "131072",
+                "--gpu-memory", "24")  # fmt: skip
+        code, out, _ = self.run(recipe, capsys, *more)
+        advised = re.search(r"more ranks per row \(--train.sequence_parallel (\d+)\)", out)
+        shorter = re.search(r"shorter rows \(--data.seq_len (\d+)\)", out)
+        assert code == 1
+        assert advised is not None
+        assert shorter is not None
+        assert 8 % int(advised[1]) == 0
+        assert self.run(recipe, capsys, *more, "--train.sequence_parallel", advised[1])[0] == 0
+        assert self.run(recipe, capsys, *more, "--data.seq_len", shorter[1])[0] == 0
+        assert self.run(recipe, capsys, *more, "--data.seq_len", str(2 * int(shorter[1])))[0] == 1
+
+    def test_no_more_ranks_per_row_than_key_value_heads_are_advised(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        more = ("--shape", "llama-3.1-8b", "--gpus", "16", "--train.global_batch_rows", "16", "--data.seq_len", "131072",
+                "--gpu-memory")  # fmt: skip
+        code, out, _ = self.run(recipe, capsys, *more, "12", "--train.sequence_parallel", "8")
+        assert code == 1
+        assert "--train.sequence_parallel" not in out
+        # Nor where the run could not be cut at all.
+        code, out, _ = self.run(recipe, capsys, *more, "24", "--hidden_key.enabled", "true")
+        assert code == 1
+        assert "--train.sequence_parallel" not in out
+
+    def test_an_adapter_on_parts_of_rows_drops_nothing(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        more = ("--shape", "llama-2-7b", "--train.global_batch_rows", "16", "--train.sequence_parallel", "2",
+                "--adapter.dropout", "0.1")  # fmt: skip
+        code, out, _ = self.run(recipe, capsys, *more)
+        assert code == 0
+        assert "With adapter.kind lora (LoRA) and adapter.dropout 0: " in out
+
+    def test_variables_of_paths_need_not_be_set(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("SCRATCH", "DATA"):
+            monkeypatch.delenv(name, raising=False)
+        recipe = Path(__file__).resolve().parents[3] / "recipes" / "cpt_code_llama7b.toml"
+        code, out, err = self.run(recipe, capsys, "--shape", "llama-2-7b")
+        assert (code, err) == (0, "")
+        assert "of the time counts" in out
+        code, _, err = self.run(recipe, capsys)
+        assert code == 2
+        assert "model.base = '$DATA/models/Llama-2-7b-hf' has no config.json here; give --shape llama-2-7b, or" in err
+
+    def test_a_small_run_of_seconds(
+        self, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        code, out, _ = self.run(recipe, capsys, "--model.base", "none", "--ranks", "2")
+        assert code == 0
+        assert "of the time counts" not in out
+        assert "Best: every" not in out
+        assert "host memory" not in out
+        assert "MiB per GPU, by rows" in out
+        assert "A step in milliseconds and per GPU" in out
+        assert re.search(r"[\d.]+ [kM]B sent per GPU", " ".join(out.split()))
+        assert re.search(r"tokens/s, \d+ ms, less than 0\.1 GPU-hours", " ".join(out.split()))
+        assert "…" not in out
 
     def test_a_model_that_is_elsewhere(self, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, _, err = self.run(recipe, capsys, "--ranks", "2", "--model.base", "meta-llama/Llama-2-13b-hf")

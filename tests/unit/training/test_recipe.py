@@ -459,6 +459,17 @@ class TestPaths:
         problem = only_problem(tmp_path, text=RECIPE.replace('"out"', f'"{written}"'))
         assert problem == f'run.dir = "{written}" (RECIPE): the environment variable NOT_SET_ANYWHERE is not set'
 
+    def test_an_unset_variable_where_no_files_are_needed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NOT_SET_ANYWHERE", raising=False)
+        text = RECIPE.replace('"out"', '"$NOT_SET_ANYWHERE/runs"')
+        text = text.replace('"tokenizer.model"', '"${NOT_SET_ANYWHERE}/a"')
+        more = ["--data.sources.text.path", "$NOT_SET_ANYWHERE/b"]
+        config = load_config(write_recipe(tmp_path, text), more, needs_files=False)
+        assert config.run.dir.parts[-2:] == ("$NOT_SET_ANYWHERE", "runs")
+        assert config.data.tokenizer == Path("${NOT_SET_ANYWHERE}/a")
+        assert config.data.sources["text"].path == "$NOT_SET_ANYWHERE/b"
+        assert load_config(write_recipe(tmp_path), needs_files=False).run.dir == tmp_path / "out"
+
     @pytest.mark.parametrize("name", ["somebody/a-model", "gpt2"])
     def test_a_base_that_is_no_folder_is_a_hub_name(self, tmp_path: Path, name: str) -> None:
         assert load_config(write_recipe(tmp_path, RECIPE.replace('"base"', f'"{name}"'))).model.base == name
