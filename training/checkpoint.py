@@ -72,9 +72,14 @@ def finish(root: Path, step: int, manifest: dict[str, Any], keep: int | None) ->
     """Write the manifest, give the checkpoint its name, delete all but the newest `keep` (rank 0); None keeps all."""
     folder, final = unfinished_folder(root, step), root / str(step)
     write_json(folder / MANIFEST, {"schema": SCHEMA, **manifest})
-    shutil.rmtree(final, ignore_errors=True)
+    # Where the step is saved again, the earlier one is gone only when this one is there.
+    replaced = root / f".{step}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
     folder.rename(final)
     sync_folder(root)
+    shutil.rmtree(replaced, ignore_errors=True)
     if keep is None:
         return final
     # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
