@@ -56,8 +56,12 @@ def refuse_disagreement(config: Config, ds_config: dict[str, Any], world: World)
     Raises:
         ConfigError: on all ranks, naming the rank and what differs.
     """
-    ours: dict[str, Any] = {**flatten(to_dict(config)), **flatten(ds_config, "--ds_config: "), **flatten(versions(), "version of "),
-            "ranks on a node": world.local_size}  # fmt: skip
+    ours: dict[str, Any] = {
+        **flatten(to_dict(config)), **flatten(ds_config, "--ds_config: "), **flatten(versions(), "version of "),
+    }  # fmt: skip
+    if config.train.placement == "zero3_hpz":
+        # Its copies are shared out over the ranks of a node.
+        ours["ranks on a node"] = world.local_size
     # Most often they agree, and a digest says so.
     digests = gather(hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest(), world)
     if len(set(digests)) == 1:

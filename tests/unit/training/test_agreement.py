@@ -23,7 +23,6 @@ def with_other_rank(monkeypatch: pytest.MonkeyPatch, config: Config, ds: dict[st
     theirs = {
         **flatten(to_dict(config)), **flatten(ds, "--ds_config: "), **flatten({**versions(), **more}, "version of "),
     }  # fmt: skip
-    theirs["ranks on a node"] = 2
     answers = iter(["another digest", theirs])
     monkeypatch.setattr(agreement, "gather", lambda value, world: [value, next(answers)])
 
@@ -61,3 +60,19 @@ def test_many_differences_are_counted(tmp_path: Path, monkeypatch: pytest.Monkey
         refuse_disagreement(config, {}, WORLD)
     assert len(caught.value.problems) == 9
     assert caught.value.problems[-1] == "and 4 more differences between ranks"
+
+
+@pytest.mark.parametrize(("placement", "differ"), [("zero3_hpz", True), ("zero3", False), ("replicated", False)])
+def test_nodes_of_different_sizes_are_for_all_but_hpz(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str, differ: bool
+) -> None:
+    config, digests = minimal_config(tmp_path, "--train.placement", placement), []
+
+    def gather(value: Any, world: World) -> list[Any]:
+        digests.append(value)
+        return [value] * world.size
+
+    monkeypatch.setattr(agreement, "gather", gather)
+    for local_size in (1, 2):
+        refuse_disagreement(config, {}, dataclasses.replace(WORLD, local_size=local_size))
+    assert (digests[0] != digests[1]) == differ
