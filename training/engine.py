@@ -20,7 +20,6 @@ from training import distributed
 from training.batches import MicroBatch, StepBatch
 from training.config import Config
 from training.model.assembly import Assembly
-from training.model.build import count_parameters
 from training.model.loss_head import HiddenRequest, LossHead, LossRequest
 from training.optim import parameter_groups, set_learning_rates
 from training.placements import place
@@ -56,7 +55,6 @@ class Engine:
         """Place the model, with what is attached to it; `ds_config` is what placements.prepare has returned."""
         self.config, self.world = config, world
         self.adapter, self.hidden_key, model = assembly.adapter, assembly.hidden_key, assembly.model
-        self.num_parameters = count_parameters(model)
         self.head = LossHead(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.device = distributed.device_of(world)

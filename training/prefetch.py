@@ -84,9 +84,9 @@ class StepBatches:
         self._is_closed.set()
         while self._thread.is_alive():
             # It may wait for a place in the queue.
-            with_nothing(self._ready)
+            drain(self._ready)
             self._thread.join(timeout=0.01)
-        with_nothing(self._ready)
+        drain(self._ready)
         self._thread = None
 
     def __enter__(self) -> Self:
@@ -125,8 +125,8 @@ class _Ready:
         self.batch, self.state, self.counts, self.error = batch, state, counts, error
 
 
-def with_nothing(waiting: queue.Queue[Any]) -> None:
-    """Empty a queue."""
+def drain(waiting: queue.Queue[Any]) -> None:
+    """Throw away what is in a queue."""
     try:
         while True:
             waiting.get_nowait()

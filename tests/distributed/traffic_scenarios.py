@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from tests.distributed import scenarios
 from tests.distributed.scenarios import Run, start
+from training.model.build import count_parameters
 from training.placements.zero3 import init_deepspeed
 from training.watch.traffic import Traffic
 
@@ -92,7 +93,7 @@ def steps(recipe: str, cases: dict[str, list[str]], zero: dict[str, dict[str, in
         run.step(2)
         found[name] = {
             "bytes": traffic.bytes_by_kind(),
-            "parameters": run.engine.num_parameters,
+            "parameters": count_parameters(run.engine.model),
             "micro_steps": run.config.train.global_batch_rows // (world.size * run.config.train.micro_batch_rows),
         }
     return found
