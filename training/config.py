@@ -20,6 +20,7 @@ from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
 from monteclora.peft_config import more_than_lora
 from training.costs.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
+from training.duration import parse_duration
 from training.files import read_json
 from training.length import is_length_known, parse_length, resolve
 from training.model import base_files
@@ -305,6 +306,15 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl."""
 
+    hang_timeout: str | None = "10min"
+    """Time without any progress on a rank after which the run ends, with the stacks of all ranks in logs/; none: never."""
+
+    wall_time: str | None = None
+    """Time that this start of the run has, such as "24h". Under Slurm the end of the job is known without it."""
+
+    stop_before: str = "5min"
+    """Time before the end of wall_time, or of the Slurm job, at which the run saves everything and exits with 85."""
+
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
         for name in (
@@ -324,6 +334,13 @@ class TrainConfig:
             yield "spike_guard", "must not be negative (0 switches the guard off)"
         if self.spike_window < 2:
             yield "spike_window", "must be at least 2: one loss has no deviation"
+        yield from duration_problems(self, "hang_timeout", "wall_time", "stop_before")
+        if not any(duration_problems(self, "wall_time", "stop_before")) and self.wall_time is not None:
+            if parse_duration(self.stop_before) >= parse_duration(self.wall_time):
+                yield (
+                    "stop_before",
+                    f"is {self.stop_before}, and wall_time only {self.wall_time}: there is no time to train",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,7 +442,32 @@ class CheckpointConfig:
     """Steps between checkpoints; one is always made at the end and when the run is stopped."""
 
     keep: int = 2
-    """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
+    """Newest checkpoints kept; older ones are deleted once a newer one is complete, but for those named below."""
+
+    keep_at: tuple[str, ...] = ()
+    """Points of the run, such as "0.5e9 tokens", "100 steps" or "50 %", at which a checkpoint is saved and kept for good."""
+
+    keep_every: str | None = None
+    """A length, such as "1e9 tokens": one checkpoint is saved and kept for good in every such stretch of the run."""
+
+    keep_best: str | None = None
+    """A task of [eval] and a metric, such as "old.accuracy": the checkpoint with the best score so far is kept, too."""
+
+    background: bool = True
+    """Copy the state between two steps and write the copy while training goes on; this takes host memory of the size of
+    what is saved. false: training waits until it is written, and no copy is made."""
+
+    read_back: bool = True
+    """Read every file again once it is written; a checkpoint of which one reads differently does not count."""
+
+    write_timeout: str = "30min"
+    """Time after which a save that storage has not finished has failed."""
+
+    retry_after: str = "1min"
+    """Time after which a save that failed is tried again."""
+
+    max_failed: int = 5
+    """Saves that may fail one after the other, on a full disk or without storage, before the run ends."""
 
     export: bool = True
     """Write export/ at the end: a PEFT adapter, or the full model as Hugging Face safetensors."""
@@ -435,9 +477,10 @@ class CheckpointConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
-        for name in ("every_steps", "keep"):
+        for name in ("every_steps", "keep", "max_failed"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1"
+        yield from duration_problems(self, "write_timeout", "retry_after")
         if self.export_merged and not self.export:
             yield "export_merged", "is true, but export is false, so nothing is exported; set one of them otherwise"
 
@@ -468,6 +511,17 @@ class MonitorConfig:
             yield "wandb_project", "must name a project, or be left out"
         elif self.wandb_project is not None and not is_installed("wandb"):
             yield "wandb_project", "needs wandb, which is not installed: pip install wandb, or leave the setting out"
+
+
+def duration_problems(section: Any, *names: str) -> Iterator[Problem]:
+    """Yield (field, message) for every time that is none."""
+    for name in names:
+        try:
+            written = getattr(section, name)
+            if written is not None and parse_duration(written) == 0 and name != "stop_before":
+                yield name, "must be longer than nothing"
+        except ValueError as error:
+            yield name, str(error)
 
 
 def is_installed(package: str) -> bool:
