@@ -335,12 +335,9 @@ class TrainConfig:
         if self.spike_window < 2:
             yield "spike_window", "must be at least 2: one loss has no deviation"
         yield from duration_problems(self, "hang_timeout", "wall_time", "stop_before")
-        if not any(duration_problems(self, "wall_time", "stop_before")) and self.wall_time is not None:
-            if parse_duration(self.stop_before) >= parse_duration(self.wall_time):
-                yield (
-                    "stop_before",
-                    f"is {self.stop_before}, and wall_time only {self.wall_time}: there is no time to train",
-                )
+        has_end = self.wall_time is not None and not any(duration_problems(self, "wall_time", "stop_before"))
+        if has_end and parse_duration(self.stop_before) >= parse_duration(str(self.wall_time)):
+            yield "stop_before", f"is {self.stop_before}, and wall_time only {self.wall_time}: no time is left to train"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,13 @@ def gather(value: Any, world: World) -> list[Any]:
     return values
 
 
+def gather_to_rank_0(value: Any, world: World) -> list[Any] | None:
+    """The value of every rank, in rank order, on rank 0; None on the others (a collective)."""
+    values: list[Any] | None = [None] * world.size if world.rank == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Sum each value over all ranks (a collective), in fp64: whole numbers are exact up to 2^53."""
     total = torch.tensor(values, dtype=torch.float64)

@@ -8,7 +8,7 @@ depends on values is known from the batch, and the step's results are read once,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import nn
 
 from training import distributed
 from training.batches import MicroBatch, StepBatch
+from training.checkpoint.image import Copying
+from training.checkpoint.writer import Writer
 from training.config import Config
 from training.model.assembly import Assembly
 from training.model.loss_head import HiddenRequest, LossHead, LossRequest
@@ -63,6 +65,7 @@ class Engine:
         # A base is loaded in evaluation mode: without dropout and adapter noise.
         self.placement.model.train()
         self.phases = Phases(self.device)
+        self._copying = Copying()
 
     @property
     def model(self) -> nn.Module:
@@ -93,6 +96,7 @@ class Engine:
             with self.phases("backward"):
                 self.placement.backward(loss, is_last=number == len(batch.micro_batches))
         with self.phases("optimizer"):
+            self._copying.hold()
             norm, is_applied = self.placement.update()
         if self.world.size > 1:
             dist.all_reduce(totals)
@@ -176,16 +180,21 @@ class Engine:
         """The optimizer states of every trainable parameter."""
         return self.placement.state_names()
 
-    def local_state(self) -> dict[str, torch.Tensor]:
-        """This rank's fp32 slices of what trains and of its optimizer states; see `Placement.local_state`."""
-        return self.placement.local_state()
+    def local_views(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's fp32 slices of what trains and of its optimizer states; see `Placement.local_views`."""
+        return self.placement.local_views()
+
+    def copy_state(self, writer: Writer) -> Copying:
+        """Have `writer` take this rank's slices; on a GPU beside the next forward and backward, whose update waits for it."""
+        self._copying = writer.take(self.placement.local_views())
+        return self._copying
 
     def optimizer_steps(self) -> dict[str, int]:
         """Number of updates each parameter group has had, by its name."""
         return self.placement.optimizer_steps()
 
-    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
-        """Set what local_state and optimizer_steps returned, the first cut for this world size."""
+    def load_local_state(self, state: Iterable[tuple[str, torch.Tensor]], optimizer_steps: dict[str, int]) -> None:
+        """Set what local_views and optimizer_steps gave, the first cut for this world size."""
         self.placement.load_local_state(state, optimizer_steps)
 
     def full_parameters(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -195,6 +204,10 @@ class Engine:
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on all ranks (a collective)."""
         return distributed.gather(value, self.world)
+
+    def gather_to_rank_0(self, value: Any) -> list[Any] | None:
+        """The value of every rank, in rank order, on rank 0; None on the others (a collective)."""
+        return distributed.gather_to_rank_0(value, self.world)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

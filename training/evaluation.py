@@ -9,11 +9,11 @@ from pathlib import Path
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate, write_result
 from training import distributed
+from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine
 from training.progress import Progress
 from training.recipe import ConfigError
-from training.stopping import StopRequest
 from training.watch.display import Display
 from training.watch.monitors import Monitors
 
@@ -51,11 +51,11 @@ class Evaluation:
         tokenizer: Tokenizer,
         config: Config,
         display: Display,
-        stop: StopRequest,
+        boundary: Boundary,
         monitors: Monitors,
     ) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
-        self._display, self._stop, self._monitors = display, stop, monitors
+        self._display, self._boundary, self._monitors = display, boundary, monitors
 
     def path(self, step: int) -> Path:
         """Where the scores after `step` steps are."""
@@ -96,7 +96,7 @@ class Evaluation:
             device=self._engine.device,
             rank=self._engine.world.rank,
             world_size=self._engine.world.size,
-            should_stop=lambda: self._stop.any_rank(distributed.any_rank),
+            should_stop=self._boundary.cross,
             progress=self._display.evaluating,
             posterior_samples=draws,
             sampled=partial(adapter.sampled, seed=self._config.run.seed) if draws and adapter is not None else None,

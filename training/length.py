@@ -1,4 +1,4 @@
-"""How long a run and its warm-up and cooldown are: written in steps, tokens or epochs, resolved to whole steps.
+"""How long a run and its parts are: written in steps, tokens or epochs, resolved to steps.
 
 A step takes `train.global_batch_rows` rows of `data.seq_len` input tokens, of examples with their padding. How many rows
 an epoch has is a matter of the data (data_pipeline.stream.epoch); all else is known from the recipe.
@@ -40,8 +40,10 @@ def parse_length(text: str) -> Length:
 
 def needs_epoch(config: Config) -> bool:
     """Whether a length is in epochs, so that those of the data must be known."""
+    optim, checkpoint = config.optim, config.checkpoint
+    written = (optim.warmup, optim.cooldown, checkpoint.keep_every, *checkpoint.keep_at)
     return config.train.epochs is not None or any(
-        length is not None and length.unit == "epoch" for length in _written_parts(config)
+        text is not None and parse_length(text).unit == "epoch" for text in written
     )
 
 
@@ -60,21 +62,36 @@ def resolve(config: Config, rows_per_epoch: int | None) -> Config:
         config: without problems in its lengths.
         rows_per_epoch: rows in one pass over the data; None: not known, and what is in epochs stays as it is.
     """
-    steps = _steps_of_run(config, rows_per_epoch)
-    run = Fraction(config.train.steps if steps is None else steps)
-    # "10 %" of a run of unknown length is unknown.
-    rate = {"%": None if steps is None else run / 100, **_steps_per_unit(config, rows_per_epoch)}
-    warmup, cooldown = (_in_steps(part, rate) for part in _written_parts(config))
-    optim = config.optim
+    steps, optim = _steps_of_run(config, rows_per_epoch), config.optim
+    warmup, cooldown = (
+        None if text is None else steps_in(text, config, rows_per_epoch) for text in (optim.warmup, optim.cooldown)
+    )
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, steps=int(run)),
+        train=dataclasses.replace(config.train, steps=config.train.steps if steps is None else steps),
         optim=dataclasses.replace(
             optim,
-            warmup_steps=optim.warmup_steps if warmup is None else warmup,
-            cooldown_steps=optim.cooldown_steps if cooldown is None else cooldown,
+            warmup_steps=optim.warmup_steps if warmup is None else _whole(warmup),
+            cooldown_steps=optim.cooldown_steps if cooldown is None else _whole(cooldown),
         ),
     )
+
+
+def steps_in(text: str, config: Config, rows_per_epoch: int | None) -> Fraction | None:
+    """How many steps of a run a written length is, exactly; None: that is not known without the data.
+
+    Args:
+        text: a length without problems.
+        config: of the run.
+        rows_per_epoch: rows in one pass over the data; None: not known.
+    """
+    length = parse_length(text)
+    if length.unit == "%":
+        # "10 %" of a run of unknown length is unknown.
+        steps = _steps_of_run(config, rows_per_epoch)
+        return None if steps is None else length.number * steps / 100
+    steps_per_unit = _steps_per_unit(config, rows_per_epoch)[length.unit]
+    return None if steps_per_unit is None else length.number * steps_per_unit
 
 
 def _steps_per_unit(config: Config, rows_per_epoch: int | None) -> dict[str, Fraction | None]:
@@ -99,17 +116,6 @@ def _steps_of_run(config: Config, rows_per_epoch: int | None) -> int | None:
     return None if rate is None else max(1, math.ceil(written * rate))
 
 
-def _written_parts(config: Config) -> tuple[Length | None, Length | None]:
-    """optim.warmup and optim.cooldown, None where they are not set."""
-    warmup, cooldown = config.optim.warmup, config.optim.cooldown
-    return (
-        None if warmup is None else parse_length(warmup),
-        None if cooldown is None else parse_length(cooldown),
-    )
-
-
-def _in_steps(length: Length | None, rate: dict[str, Fraction | None]) -> int | None:
-    """A part in whole steps; None where it is not set, or not known."""
-    if length is None or (steps_per_unit := rate[length.unit]) is None:
-        return None
-    return max(round(length.number * steps_per_unit), 1 if length.number else 0)
+def _whole(steps: Fraction) -> int:
+    """A part of a run in whole steps; a positive one has one at least."""
+    return max(round(steps), 1 if steps else 0)

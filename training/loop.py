@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from data_pipeline.errors import PipelineError
 from training import distributed
 from training.batches import HASH_SIZE, StepBatch, chain_hash
+from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine, StepResult
 from training.errors import LossSpikes, NonFiniteGradients
@@ -17,7 +18,6 @@ from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
 from training.spikes import is_spike, remembered
-from training.stopping import StopRequest
 from training.watch.display import Display
 from training.watch.meter import Meter
 from training.watch.monitors import Monitors
@@ -44,7 +44,7 @@ def train(
     watchers: Watchers,
     evaluation: Evaluation,
     saver: Saver,
-    stop: StopRequest,
+    boundary: Boundary,
 ) -> bool:
     """Train from `progress.step` to the end; return False when stopped early (with everything saved).
 
@@ -62,6 +62,7 @@ def train(
             return saver.stopped(progress)
         if progress.step == config.train.steps:
             refuse_nothing_learned(progress)
+            saver.settle(progress)
             return True
         meter.begin_step()
         began = time.perf_counter()
@@ -70,7 +71,7 @@ def train(
         data_seconds = min(shared.longest_wait, time.perf_counter() - began)
         watchers.profiler.step_began(progress.step, is_asked=shared.wants_profile)
         result = engine.step(batch, progress.step, targets=shared.targets)
-        is_stopped = stop.any_rank(distributed.any_rank)
+        is_stopped = boundary.cross()
         progress.seconds += meter.end_step(
             tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=data_seconds
         )
@@ -102,7 +103,8 @@ def train(
             give_up(progress, saver, config)
         if is_stopped:
             return saver.stopped(progress)
-        if is_last or (progress.step % config.checkpoint.every_steps == 0 and result.is_applied):
+        is_due = progress.step % config.checkpoint.every_steps == 0 or saver.is_retry_due
+        if is_last or (is_due and result.is_applied):
             progress.rewinds_in_a_row = 0
             saver.save(progress)
 
@@ -212,7 +214,7 @@ def give_up(progress: Progress, saver: Saver, config: Config) -> None:
     skipped = progress.skipped_in_a_row
     # A start from this checkpoint may try as often again. It pushes out no other: what led here may be in the weights.
     progress.skipped_in_a_row = 0
-    saver.save(progress, keep_all=True)
+    saver.settle(progress, keep_all=True)
     raise NonFiniteGradients(
         f"loss or gradients were not finite for {skipped} steps in a row, up to step {progress.step}, and none of them has "
         f"changed the weights; their documents are in {config.run.dir / 'anomalies.jsonl'}, the state is in "

@@ -90,6 +90,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from data_pipeline import load_tokenizer
     from training import placements
     from training.agreement import refuse_disagreement, refuse_problems
+    from training.boundary import Boundary
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
     from training.distributed import from_rank_0, init_distributed
@@ -156,11 +157,13 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     on_exit.enter_context(batches)
     progress = Progress()
     saver = Saver(engine, batches, config, record, display)
+    on_exit.callback(saver.close)
+    boundary = Boundary(stop, saver)
     if saver.resume(progress):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say)
     on_exit.callback(monitors.close)
-    evaluation = Evaluation(engine, tokenizer, config, display, stop, monitors)
+    evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors)
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
     record.update(**progress.as_dict(), data=saver.data_counts())
@@ -185,7 +188,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
                 watchers=watchers,
                 evaluation=evaluation,
                 saver=saver,
-                stop=stop,
+                boundary=boundary,
             )
         if is_done and config.checkpoint.export:
             write = export_merged if config.checkpoint.export_merged else export

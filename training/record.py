@@ -6,6 +6,7 @@ with the values of anything that looks like a secret blanked.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import importlib.metadata
@@ -18,14 +19,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from training.appended import AppendedFile
 from training.config import Config, to_dict
 from training.files import read_json, sync_file, write_json
 from training.recipe import ConfigError
+from training.unwritten import Unwritten
 from training.world import World
 
 if TYPE_CHECKING:
@@ -120,15 +123,106 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class RunRecord:
-    """Writer of one run directory; only rank 0 writes run.json and metrics.jsonl."""
+class RunJson:
+    """The file run.json: what it says, and whether that is on the disk."""
 
-    def __init__(self, run_dir: Path, world: World) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """What is missing when it can't be written."""
+        return f"what is new in {self.path.name}"
+
+    def flush(self) -> None:
+        """Write it.
+
+        Raises:
+            OSError: storage did not take it; what was there before still is.
+        """
+        try:
+            write_json(self.path, self.content)
+        except OSError:
+            remove_temporaries(self.path.parent, self.path.name)
+            raise
+
+
+class Metrics(AppendedFile):
+    """The file metrics.jsonl, of which a run that goes back cuts the end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._cut_after: int | None = None
+        """Lines of later steps in the file are still to be cut."""
+
+    def cut(self, step: int) -> None:
+        """Drop lines after `step` and those that are none, of what waits now and of the file with the next flush."""
+        self.keep(lambda line: is_line_until(line, step))
+        self._cut_after = step if self._cut_after is None else min(step, self._cut_after)
+
+    def flush(self) -> None:
+        """Write what waits; see `AppendedFile.flush`."""
+        if self._cut_after is not None:
+            self._cut_file(self._cut_after)
+            self._cut_after = None
+        super().flush()
+
+    def _cut_file(self, step: int) -> None:
+        try:
+            # Behind that are lines that wait to be written again.
+            lines = self.path.read_bytes()[: self.torn_at].splitlines(keepends=True)
+        except FileNotFoundError:
+            # Nothing was written yet, unless the whole directory is away.
+            self.path.parent.stat()
+            return
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            temporary.write_bytes(b"".join(line for line in lines if is_line_until(line, step)))
+            sync_file(temporary)
+            temporary.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self.torn_at = None
+
+
+def is_line_until(line: bytes, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole, and of `step` or before."""
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what write_json has left of files that it could not finish, as far as storage lets us."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+class RunRecord:
+    """Writer of one run directory; only rank 0 writes run.json, metrics.jsonl and anomalies.jsonl.
+
+    Once it is open nothing that storage refuses is an error: it waits in `unwritten`, and training goes on.
+    """
+
+    def __init__(self, run_dir: Path, world: World, say: Callable[[str], None] = log.warning) -> None:
+        """`say` tells the user what storage refuses, and when it takes it again."""
         self.dir = run_dir
         self.world = world
-        self.content: dict[str, Any] = {}
+        self.unwritten = Unwritten(say)
+        self._json = RunJson(run_dir / "run.json")
+        self._metrics = Metrics(run_dir / "metrics.jsonl")
+        self._anomalies = AppendedFile(run_dir / "anomalies.jsonl")
         self._written = 0.0
         self._lock: TextIO | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What run.json says, or would if storage had taken it."""
+        return self._json.content
 
     @property
     def is_writer(self) -> bool:
@@ -174,10 +268,13 @@ class RunRecord:
         """Create or continue run.json; `facts` are added to it (parameters, fingerprints...).
 
         `config` is the recipe as written, `steps` the length of the run where that leaves it open.
+
+        Raises:
+            ConfigError: the directory can't be written.
         """
         earlier = read_json(self.dir / "run.json") or {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.content = {
+        self._json.content = {
             "schema": SCHEMA,
             "status": "running",
             "config": to_dict(config),
@@ -195,7 +292,15 @@ class RunRecord:
             "finished": None,
             **facts,
         }
-        self.write()
+        if not self.is_writer:
+            return
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.dir)
+            self._json.flush()
+        except OSError as error:
+            raise ConfigError([f'run.dir = "{self.dir}": can\'t be written: {error.strerror}']) from error
+        self._written = time.monotonic()
 
     def update(self, **values: Any) -> None:
         """Change some values of run.json, on disk at most every few seconds unless the status changes."""
@@ -210,15 +315,14 @@ class RunRecord:
     def write(self) -> None:
         """Write run.json now (rank 0)."""
         if self.is_writer:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.dir / "run.json", self.content)
+            self.unwritten.write(self._json)
         self._written = time.monotonic()
 
     def log_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl (rank 0)."""
         if self.is_writer:
-            with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({key: finite(value) for key, value in line.items()}) + "\n")
+            self._metrics.add(json_line(line))
+            self.unwritten.write(self._metrics)
 
     def log_anomaly(self, line: dict[str, Any], documents: Iterable[RowDocument]) -> None:
         """Append a step that was skipped or undone to anomalies.jsonl, with the documents it was trained on (rank 0)."""
@@ -229,25 +333,19 @@ class RunRecord:
             {"source": sources[each.source], "number": each.number, "epoch": each.epoch, "offset": each.offset}
             for each in documents
         ]
-        with (self.dir / "anomalies.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**{key: finite(value) for key, value in line.items()}, "documents": found}) + "\n")
+        self._anomalies.add(json_line({**line, "documents": found}))
+        self.unwritten.write(self._anomalies)
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`, and a half-written last one: the resumed run will write them again (rank 0)."""
-        path = self.dir / "metrics.jsonl"
-        if not self.is_writer or not path.exists():
-            return
-        kept = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(text)["step"] <= step:
-                    kept.append(text + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        sync_file(temporary)
-        temporary.replace(path)
+        if self.is_writer:
+            self._metrics.cut(step)
+            self.unwritten.write(self._metrics)
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """A line of a file of JSON lines."""
+    return json.dumps({key: finite(value) for key, value in values.items()}).encode() + b"\n"
 
 
 def finite(value: Any) -> Any:

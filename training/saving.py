@@ -1,29 +1,80 @@
-"""Saving and resuming a run: the engine's slices, the stream's cursors and the progress, as one checkpoint."""
+"""Saving and resuming a run: the engine's slices, the stream's cursors and the progress, as one checkpoint.
+
+A save takes its course beside the training:
+
+    copying     the ranks' slices are copied into memory; on a GPU beside the next forward and backward
+    writing     each rank's writer puts its file on storage
+    committing  all files are there: rank 0's writer adds the manifest, gives the checkpoint its name and deletes old ones
+
+At every boundary between two steps the ranks tell each other who is still busy (`is_busy`, in the all-reduce that is there
+for stop requests, training/boundary.py); when nobody is, all go on to the next phase together. So a step never waits for
+storage; only the next save waits for the last.
+"""
 
 from __future__ import annotations
 
+import enum
 import logging
+import secrets
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.stream.token_stream import merge_states
-from training import checkpoint
-from training.config import Config
+from training import distributed
+from training.checkpoint import storage
+from training.checkpoint.image import Copying, ShardImage, shard_name, sizes_of
+from training.checkpoint.manifest import Checkpoint, check_file, folders, open_checkpoint
+from training.checkpoint.slices import read_state
+from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
+from training.config import Config, to_dict
 from training.distributed import from_rank_0
+from training.duration import parse_duration
 from training.engine import Engine
 from training.errors import CheckpointError
 from training.prefetch import StepBatches
 from training.progress import Progress
-from training.record import RunRecord
+from training.record import FINGERPRINTS, RunRecord, versions
 from training.watch.display import Display
 
 log = logging.getLogger("palimpsest")
 
+LAST_TRIES = 3
+"""How often a save is tried that a run can't end without."""
+
+
+class Phase(enum.Enum):
+    """What a save is at."""
+
+    COPYING = enum.auto()
+    WRITING = enum.auto()
+    COMMITTING = enum.auto()
+
+
+@dataclass(kw_only=True)
+class Pending:
+    """A save on its way."""
+
+    step: int
+    folder: Path
+    content: dict[str, Any]
+    """Of the manifest, as far as a rank knows it alone."""
+    stream: dict[str, Any]
+    counts: dict[str, dict[str, int]]
+    keep_all: bool
+    is_rewound: bool
+    """Whether another checkpoint of this step is there, which it is to replace."""
+    copying: Copying
+    phase: Phase = Phase.COPYING
+    began: float = field(default_factory=time.monotonic)
+    answer: dict[str, Any] | None = None
+
 
 class Saver:
-    """Writes and reads the checkpoints of one run; every method is a collective."""
+    """Writes and reads the checkpoints of one run. Methods are collectives unless they say otherwise."""
 
     def __init__(
         self,
@@ -35,10 +86,19 @@ class Saver:
     ) -> None:
         self._engine, self._batches, self._config = engine, batches, config
         self._record, self._display = record, display
+        self._world = engine.world
         self._stall_seconds = 0.0
         self.saved_step: int | None = None
-        """Step of the newest checkpoint that this start has written or read."""
+        """Step of the newest checkpoint that this start has completed or read."""
+        self.is_retry_due = False
+        """Whether a save that failed is to be tried again now."""
         self._is_rewound = False
+        self._pending: Pending | None = None
+        self._failed_in_a_row = 0
+        self._failed_at = 0.0
+        self._writer: Writer | None = None
+        self._start_name = from_rank_0(lambda: secrets.token_hex(4), self._world)
+        self._attempts = 0
 
     @property
     def root(self) -> Path:
@@ -46,56 +106,218 @@ class Saver:
         return self._config.run.dir / "checkpoints"
 
     def save(self, progress: Progress, *, keep_all: bool = False) -> None:
-        """Write a checkpoint of the current step, unless there is one; older ones than checkpoint.keep are deleted."""
-        if self.saved_step == progress.step and not self._is_rewound:
+        """Begin to save the current step, unless that was done; waits until an earlier save is over.
+
+        Raises:
+            CheckpointError: an earlier save has failed, and checkpoint.max_failed have.
+        """
+        self.is_retry_due = False
+        if self._has(progress.step):
             return
         began = time.perf_counter()
-        engine, world = self._engine, self._engine.world
-        if world.rank == 0:
-            checkpoint.start(self.root, progress.step)
-        engine.barrier()
-        folder = checkpoint.unfinished_folder(self.root, progress.step)
-        entry = checkpoint.write_shard(folder, engine.local_state(), world.rank, world.size)
-        streams = self._from_each_stream(self._batches.state_dict())
-        files = engine.gather(entry)
-        if world.rank == 0:
-            keep = None if keep_all else self._config.checkpoint.keep
-            checkpoint.finish(self.root, progress.step, self._manifest(progress, files, streams), keep)
-        engine.barrier()
+        self.finish()
+        self._attempts += 1
+        writer, engine = self._ready_writer(), self._engine
+        self._pending = Pending(
+            step=progress.step,
+            folder=storage.unfinished_folder(self.root, progress.step, f"{self._start_name}{self._attempts}"),
+            content=self._content(progress),
+            stream=self._batches.state_dict(),
+            counts=self._batches.counts(),
+            keep_all=keep_all,
+            is_rewound=self._is_rewound,
+            copying=engine.copy_state(writer),
+        )
+        self._is_rewound = False
+        # A writer that writes at once must do so before the next step changes what it writes.
+        self.is_busy()
         self._stall_seconds += time.perf_counter() - began
-        self.saved_step, self._is_rewound = progress.step, False
-        self._record.update(last_checkpoint=progress.step, data=self.data_counts())
-        log.info("saved checkpoint of step %d in %.2f s", progress.step, time.perf_counter() - began)
 
-    def data_counts(self) -> dict[str, dict[str, int]]:
-        """What all ranks together have left out or cut so far, by source."""
-        return sum_counts(self._from_each_stream(self._batches.counts()))
+    def _has(self, step: int) -> bool:
+        """Whether the state of this step is saved, or being saved."""
+        if self._is_rewound:
+            return False
+        return step in (self.saved_step, self._pending.step if self._pending else None)
 
-    def _from_each_stream(self, value: Any) -> list[Any]:
-        """The values of all ranks, or, of ranks that share rows and so have the same stream, of one."""
-        return self._engine.gather(value)[:: self._config.train.sequence_parallel]
+    def _ready_writer(self) -> Writer:
+        if self._writer is None:
+            sizes = sizes_of(self._engine.shapes(), self._engine.state_names(), self._world.size)
+            if self._config.checkpoint.background:
+                self._writer = BackgroundWriter(ShardImage(sizes, self._engine.device))
+            else:
+                self._writer = DirectWriter(sizes)
+        return self._writer
 
-    def _manifest(
-        self, progress: Progress, files: list[dict[str, Any]], streams: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _content(self, progress: Progress) -> dict[str, Any]:
+        record = self._record.content
         return {
             "step": progress.step,
             "progress": progress.as_dict(),
-            "world_size": self._engine.world.size,
+            "world_size": self._world.size,
+            "placement": self._config.train.placement,
             "optimizer_steps": self._engine.optimizer_steps(),
             "parameters": self._engine.shapes(),
-            "base_fingerprint": self._record.content.get("base_fingerprint"),
-            "stream": merge_states(streams),
-            "files": files,
+            "states": self._engine.state_names(),
+            "fingerprints": {name.removesuffix("_fingerprint"): record.get(name) for name in FINGERPRINTS},
+            "config": record.get("config") or to_dict(self._config),
+            "versions": versions(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+    def is_busy(self) -> bool:
+        """Whether this rank has something to do in the present phase; not a collective."""
+        pending = self._pending
+        if pending is None:
+            return False
+        writer = self._ready_writer()
+        if pending.phase is Phase.COPYING and pending.copying.is_complete():
+            path = pending.folder / shard_name(self._world.rank, self._world.size)
+            writer.ask(do="write", path=str(path), read_back=self._config.checkpoint.read_back)
+            pending.phase = Phase.WRITING
+        if pending.phase is Phase.COPYING or (pending.phase is Phase.COMMITTING and self._world.rank != 0):
+            return pending.phase is Phase.COPYING
+        if pending.answer is None:
+            pending.answer = writer.answer()
+        limit = self._config.checkpoint.write_timeout
+        if pending.answer is None and time.monotonic() - pending.began > parse_duration(limit):
+            writer.give_up()
+            pending.answer = {"error": f"storage has not finished after {limit} (checkpoint.write_timeout)"}
+        return pending.answer is None
+
+    def wants_retry(self) -> bool:
+        """Whether it is time to try a failed save again, as rank 0's clock has it; not a collective."""
+        wait = parse_duration(self._config.checkpoint.retry_after)
+        is_waiting = self._failed_in_a_row > 0 and self._pending is None and self._world.rank == 0
+        return is_waiting and time.monotonic() - self._failed_at > wait
+
+    def go_on(self, *, is_any_busy: bool, is_retry_due: bool) -> None:
+        """What all ranks know at a boundary: go on to the next phase if nobody is busy.
+
+        Raises:
+            CheckpointError: the save has failed, and checkpoint.max_failed have.
+        """
+        self.is_retry_due = is_retry_due
+        pending = self._pending
+        if pending is None or is_any_busy:
+            return
+        began = time.perf_counter()
+        if pending.phase is Phase.WRITING:
+            self._begin_commit(pending)
+        else:
+            self._end(pending, from_rank_0(lambda: pending.answer, self._world))
+        self._stall_seconds += time.perf_counter() - began
+
+    def _begin_commit(self, pending: Pending) -> None:
+        answers: list[dict[str, Any]] = self._engine.gather(pending.answer)
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        if errors:
+            self._fail(pending, errors[0])
+            return
+        streams = self._engine.gather_to_rank_0((pending.stream, pending.counts))
+        pending.phase, pending.answer = Phase.COMMITTING, None
+        if streams is None:
+            return
+        streams = streams[:: self._config.train.sequence_parallel]
+        pending.counts = sum_counts(counts for _, counts in streams)
+        content = {
+            **pending.content,
+            "stream": merge_states([state for state, _ in streams]),
+            "files": [answer["value"] for answer in answers],
+        }
+        self._ready_writer().ask(
+            do="commit", folder=str(pending.folder), final=str(self.root / str(pending.step)), content=content,
+            delete=[] if pending.keep_all else self._unwanted(pending.step),
+        )  # fmt: skip
+
+    def _unwanted(self, step: int) -> list[int]:
+        """Older checkpoints that are not needed once there is one of this step (rank 0)."""
+        try:
+            # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
+            earlier = [int(folder.name) for folder in folders(self.root) if int(folder.name) < step]
+        except OSError:
+            return []
+        return earlier[self._config.checkpoint.keep - 1 :]
+
+    def _end(self, pending: Pending, answer: dict[str, Any]) -> None:
+        if "error" in answer:
+            self._fail(pending, answer["error"])
+            return
+        if self._failed_in_a_row:
+            self._display.say(f"the checkpoint of step {pending.step} is saved: storage works again")
+        self._pending, self._failed_in_a_row = None, 0
+        self.saved_step = pending.step
+        self._record.update(last_checkpoint=pending.step, data=pending.counts)
+        log.info("saved checkpoint of step %d in %.2f s", pending.step, time.monotonic() - pending.began)
+        if answer["value"]:
+            kept = ", ".join(str(step) for step in answer["value"])
+            self._display.say(f"old checkpoints that could not be deleted: {kept}, in {self.root}")
+
+    def _fail(self, pending: Pending, cause: str) -> None:
+        self._pending, self._is_rewound = None, self._is_rewound or pending.is_rewound
+        self._failed_in_a_row += 1
+        self._failed_at = time.monotonic()
+        limit, last = self._config.checkpoint.max_failed, self._last_good()
+        if self._world.rank == 0:
+            self._ready_writer().ask(do="discard", folder=str(pending.folder))
+        message = f"the checkpoint of step {pending.step} could not be saved: {cause}; {last}"
+        log.error(message)
+        if self._failed_in_a_row >= limit:
+            raise CheckpointError(f"{message}. That was failure {limit} of {limit} in a row (checkpoint.max_failed)")
+        self._display.say(
+            f"WARNING: {message}. This is failure {self._failed_in_a_row} of {limit} in a row (checkpoint.max_failed); it is "
+            "tried again"
+        )
+
+    def _last_good(self) -> str:
+        return (
+            "nothing is saved yet"
+            if self.saved_step is None
+            else f"the last good one is that of step {self.saved_step}"
+        )
+
+    def finish(self) -> None:
+        """Wait until the save on its way, if there is one, is complete or has failed.
+
+        Raises:
+            CheckpointError: it has failed, and checkpoint.max_failed have.
+        """
+        while self._pending is not None:
+            # The others wait in the all-reduce for the slowest.
+            is_busy = distributed.any_rank(self.is_busy())
+            if is_busy:
+                time.sleep(0.02)
+            self.go_on(is_any_busy=is_busy, is_retry_due=False)
+
+    def settle(self, progress: Progress, *, keep_all: bool = False) -> None:
+        """Save the current step and wait until that is done, in several tries if need be: the run is about to end.
+
+        Raises:
+            CheckpointError: it can't be saved.
+        """
+        for attempt in range(LAST_TRIES):
+            self.save(progress, keep_all=keep_all)
+            self.finish()
+            if self._has(progress.step):
+                return
+            time.sleep(min(2.0**attempt, parse_duration(self._config.checkpoint.retry_after)))
+        raise CheckpointError(
+            f"the state of step {progress.step} could not be saved in {LAST_TRIES} tries, see above; {self._last_good()}, "
+            "where a start of this run goes on"
+        )
+
+    def data_counts(self) -> dict[str, dict[str, int]]:
+        """What all ranks together have left out or cut so far, by source."""
+        return sum_counts(self._engine.gather(self._batches.counts())[:: self._config.train.sequence_parallel])
 
     def stopped(self, progress: Progress) -> bool:
         """Save because the run was asked to stop; False, so that the loop can return it."""
-        self.save(progress)
+        self.settle(progress)
         return False
 
     def resume(self, progress: Progress) -> bool:
         """Continue from the newest good checkpoint, if there is one; return whether there was."""
+        if problem := from_rank_0(lambda: _tidied(self.root), self._world):
+            raise CheckpointError(problem)
         found = self._newest()
         if found is None:
             return False
@@ -105,6 +327,7 @@ class Saver:
 
     def rewind(self, progress: Progress) -> bool:
         """Put the model back to the newest good checkpoint, and the data not; return whether there was one."""
+        self.finish()
         found = self._newest()
         if found is None:
             return False
@@ -113,35 +336,74 @@ class Saver:
         self._is_rewound = True
         return True
 
-    def _newest(self) -> checkpoint.Checkpoint | None:
-        # One rank reads and hashes everything; each then reads its own part.
-        found, damages = from_rank_0(lambda: checkpoint.newest_good(self.root), self._engine.world)
-        for message in damages:
-            self._display.say(f"damaged checkpoint ignored: {message}")
-        if found is None and damages:
+    def _newest(self) -> Checkpoint | None:
+        """The newest good checkpoint; its files are read and hashed by all ranks, some each."""
+        waiting = folders(self.root) if self._world.rank == 0 else []
+        num_damaged = 0
+        while (found := from_rank_0(lambda: _opened(waiting), self._world)) is not None:
+            damage = str(found) if isinstance(found, CheckpointError) else self._damage(found)
+            if damage is None:
+                return found
+            self._display.say(f"damaged checkpoint ignored: {damage}")
+            num_damaged += 1
+        if num_damaged:
             raise CheckpointError(
                 f"{self.root}: every checkpoint is damaged; remove the folder to start over at step 0"
             )
-        return found
+        return None
 
-    def _load(self, found: checkpoint.Checkpoint, progress: Progress) -> None:
+    def _damage(self, found: Checkpoint) -> str | None:
+        """What is wrong with the content of a checkpoint."""
+        damage = None
+        try:
+            for entry in found.manifest["files"][self._world.rank :: self._world.size]:
+                check_file(found, entry)
+        except CheckpointError as error:
+            damage = str(error)
+        return next((text for text in self._engine.gather(damage) if text is not None), None)
+
+    def _load(self, found: Checkpoint, progress: Progress) -> None:
         engine = self._engine
-        theirs, ours = found.manifest.get("base_fingerprint"), self._record.content.get("base_fingerprint")
+        theirs, ours = found.manifest["fingerprints"].get("base"), self._record.content.get("base_fingerprint")
         if theirs != ours:
             raise CheckpointError(
                 f"{found.path}: was trained from another base ({theirs}) than model.base holds now ({ours})"
             )
         rank, size = engine.world.rank, engine.world.size
-        state = checkpoint.read_state(found, engine.state_names(), engine.shapes(), rank, size)
+        state = read_state(found, engine.state_names(), engine.shapes(), rank, size)
         engine.load_local_state(state, found.manifest["optimizer_steps"])
         for name, value in found.manifest["progress"].items():
             setattr(progress, name, value)
         self.saved_step = progress.step
 
     def take_stall_seconds(self) -> float:
-        """Seconds that training stood still for saving since the last call."""
+        """Seconds that training stood still for saving since the last call; not a collective."""
         seconds, self._stall_seconds = self._stall_seconds, 0.0
         return seconds
+
+    def close(self) -> None:
+        """End the writer; not a collective."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _tidied(root: Path) -> str | None:
+    """Bring the folder of checkpoints in order; why that can't be done."""
+    try:
+        storage.tidy_up(root)
+    except OSError as error:
+        return f"{error.filename or root}: what an earlier start has left there can't be put in order: {error.strerror}"
+    return None
+
+
+def _opened(waiting: list[Path]) -> Checkpoint | CheckpointError | None:
+    """The next of some folders as a checkpoint, or why it is none; None after the last."""
+    if not waiting:
+        return None
+    try:
+        return open_checkpoint(waiting.pop(0))
+    except CheckpointError as error:
+        return error
 
 
 def sum_counts(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

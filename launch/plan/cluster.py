@@ -7,6 +7,7 @@ The constants come from published measurements of training and of networks:
                      DeepSpeed ZeRO-2 with Llama-3.1-8B on 8 H200 (stas00/ml-engineering): 47 %; Megatron-LM: 41 to 48 %.
     DOUBLING         llm-foundry: 10,643 tokens/s per GPU on one node, 9,670 on 64: 91 % after six doublings.
     NETWORK, HALF    stas00/ml-engineering: 36.5 of a NIC's 50 GB/s at 1 GiB, 6 at 16 MiB; on NVLink 361 GB/s, 11.7 at 256 KiB.
+    COPY_RATE        a careful half of what a PCIe 5.0 link of 16 lanes carries in one direction, 63 GB/s.
     HASH_RATE        hashlib's SHA-256 of a file in memory on an EPYC core with SHA instructions that others use too: 0.67 GB/s.
     OFFLOAD          ml-engineering: Llama-3.1-8B, ZeRO-3 with recomputation and offload on 8 H200: 141 TFLOP/s per GPU at 8k
                      tokens, of which 1.8 s per step are the update of 8e9 weights of a node.
@@ -34,12 +35,16 @@ UPDATE_SECONDS = 1.1e-11
 """Per weight of a rank's share: AdamW reads and writes 28 bytes of it, at 2.5 TB/s."""
 OFFLOAD_SECONDS = 2.2e-10
 """Per weight of a node's share, when masters and optimizer state are in host memory."""
-SNAPSHOT_RATE = 4e9
-"""Bytes per second and rank of a checkpoint's copy in pageable host memory (an assumption)."""
+COPY_RATE = 25e9
+"""Bytes per second of a checkpoint's copy from a GPU to page-locked memory of its host (an assumption)."""
+HOST_COPY_RATE = 4e9
+"""Bytes per second and rank of a copy within the host's memory, or to memory that is not page-locked (an assumption)."""
 HASH_RATE = 0.67e9
 """Bytes per second and rank of SHA-256."""
+STALL_SECONDS = 0.05
+"""Of every save, beside the copy: what the ranks tell each other (an assumption)."""
 CHECKPOINT_SECONDS = 0.5
-"""Of a checkpoint of any size: barriers, the manifest, older ones that are deleted (an assumption)."""
+"""Of completing a checkpoint of any size: the manifest, the name, older ones that are deleted (an assumption)."""
 HOST_MARGIN = 0.1
 """Part of a node's memory that is left to the system and to the processes of ranks and data (an assumption)."""
 

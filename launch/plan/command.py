@@ -184,7 +184,8 @@ def plan_of(config: Config, shape: Shape, cluster: Cluster, zero: ZeroOptions, c
     every = chosen.checkpoint_every or config.checkpoint.every_steps
     return Plan(
         config=config, cluster=cluster, work=work, found=found, chosen=best, others=others, larger=larger,
-        sequence_parallel=sequence_parallel, seq_len=seq_len, checkpoint_every=every, failures=None if best is None else failures_of(best, cluster, chosen),
+        sequence_parallel=sequence_parallel, seq_len=seq_len, checkpoint_every=every,
+        failures=None if best is None else failures_of(best, cluster, config, chosen),
     )  # fmt: skip
 
 
@@ -217,11 +218,24 @@ def _other(config: Config, shape: Shape, kind: Kind, cluster: Cluster, zero: Zer
     return recommend(options(work, cluster), cluster)
 
 
-def failures_of(best: Costs, cluster: Cluster, chosen: argparse.Namespace) -> Failures:
-    """What a failure and a checkpoint cost the run, which stands still while ranks copy, write and hash their slices."""
+def failures_of(best: Costs, cluster: Cluster, config: Config, chosen: argparse.Namespace) -> Failures:
+    """What a failure and a checkpoint cost the run.
+
+    A file is hashed while it is written, and again when it is read back, as fast as it was written. A copy that is made in the
+    background hides behind the next forward and backward, which change nothing of what is copied; where the optimizer is in
+    host memory, the host copies before it goes on. Without the background training waits for everything.
+    """
     of_rank, of_node = best.checkpoint_bytes / cluster.ranks, best.checkpoint_bytes / cluster.nodes
-    stall = of_rank / known.SNAPSHOT_RATE + of_node / (chosen.storage_bandwidth * 1e9) + of_rank / known.HASH_RATE
+    passes = 2 if config.checkpoint.read_back else 1
+    write = passes * (of_node / (chosen.storage_bandwidth * 1e9) + of_rank / known.HASH_RATE) + known.CHECKPOINT_SECONDS
+    hidden, is_behind = 0.0, best.setup.background_saves
+    if is_behind and best.setup.placement != "zero3_offload":
+        copy = of_rank / known.COPY_RATE
+        hidden = min(copy, best.compute_seconds)
+    else:
+        copy = of_rank / known.HOST_COPY_RATE
     return Failures(
-        between=chosen.mtbf * 3600 / cluster.nodes, stall=known.CHECKPOINT_SECONDS + stall,
-        restart=60 * chosen.restart_minutes,
+        between=chosen.mtbf * 3600 / cluster.nodes, restart=60 * chosen.restart_minutes,
+        stall=known.STALL_SECONDS + copy - hidden + (0.0 if is_behind else write),
+        write=hidden + write if is_behind else 0.0,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from launch.plan import cluster as known
 from launch.plan.cluster import Cluster
 from training.costs.communication import collectives
 from training.costs.flops import step_flops
-from training.costs.memory import BUCKET_ELEMENTS, Memory, Setup, estimate, num_states
+from training.costs.memory import BUCKET_ELEMENTS, Memory, Setup, checkpoint_bytes, copy_bytes, estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,14 @@ class Costs:
         return self.tokens_per_second / self.setup.ranks
 
     @property
-    def checkpoint_bytes(self) -> float:
-        """Of a checkpoint: fp32 masters and optimizer states of what trains."""
-        return 4 * (self.setup.model.size + num_states(self.setup))
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint."""
+        return checkpoint_bytes(self.setup)
 
     @property
     def host_bytes(self) -> float:
-        """Of a node's memory: what is offloaded, and the copy of the ranks' states while a checkpoint is written."""
-        return self.setup.ranks_per_node * (self.memory.host + self.checkpoint_bytes / self.setup.ranks)
+        """Of a node's memory: what is offloaded, and the copies that checkpoints are written from."""
+        return self.setup.ranks_per_node * (self.memory.host + copy_bytes(self.setup))
 
 
 def costs_of(setup: Setup, cluster: Cluster, *, rows_per_step: int, forwards: int, backwards: int) -> Costs:

@@ -22,6 +22,8 @@ from training.costs.memory import MARGIN, PARTS, RESERVED_BYTES, GiB, usable_byt
 NAMES = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 WARN_HOST_BYTES = 1024 * GiB
 """Host memory of a node from which on it is not taken for granted."""
+LEAST_GOODPUT = 0.01
+"""Part of the time that counts from which on it makes sense to say when the run will be done."""
 LONG_HOURS = 1.0
 """Hours of a run from which on failures and checkpoints are worth a word."""
 
@@ -139,7 +141,8 @@ def _host_memory(plan: Plan) -> str:
     has = ""
     if plan.cluster.host_memory_bytes is not None:
         has = f" (a run may use {plan.cluster.usable_host_bytes / GiB:,.0f})"
-    return f"\nGiB of host memory per node{has}, what is offloaded and a checkpoint's copy: {', '.join(parts)}."
+    what = "what is offloaded and a checkpoint's copy" if plan.work.setup.background_saves else "what is offloaded"
+    return f"\nGiB of host memory per node{has}, {what}: {', '.join(parts)}."
 
 
 def _step_table(plan: Plan) -> Table:
@@ -195,15 +198,31 @@ def _conclusion(plan: Plan) -> Iterator[str]:
     )
     if plan.hours < LONG_HOURS:
         return
-    best = plan.failures.best_interval()
-    best_steps = max(1, round(best / chosen.step_seconds))
+    yield from _with_failures(plan, chosen)
+
+
+def _with_failures(plan: Plan, chosen: Costs) -> Iterator[str]:
+    failures, cluster = plan.failures, plan.cluster
+    assert failures is not None
+    every = plan.checkpoint_every * chosen.step_seconds
+    best_steps = math.ceil(failures.best_interval() / chosen.step_seconds)
+    best = best_steps * chosen.step_seconds
+    behind = f" and is complete {duration(failures.write)} later, while training goes on" if failures.write else ""
     yield (
-        f"With a checkpoint every {plan.checkpoint_every:,} steps ({duration(plan.checkpoint_every * chosen.step_seconds)}) and a "
-        f"failure every {duration(plan.failures.between)}, each checkpoint holding the run up for "
-        f"{duration(plan.failures.stall)}, {plan.goodput:.1%} of the time counts: "
-        f"{duration(3600 * plan.hours / plan.goodput)}, {gpu_hours(plan.hours / plan.goodput * cluster.ranks)}. Best: every "
-        f"{best_steps:,} steps ({duration(best)}), {plan.failures.goodput(best):.1%}."
+        f"A checkpoint holds the run up for {duration(failures.stall)}{behind}. With one every {plan.checkpoint_every:,} steps "
+        f"({duration(every)}) and a failure every {duration(failures.between)}, {plan.goodput:.2%} of the time counts"
+        + (
+            f": {duration(3600 * plan.hours / plan.goodput)}, {gpu_hours(plan.hours / plan.goodput * cluster.ranks)}."
+            if plan.goodput >= LEAST_GOODPUT
+            else "."
+        )
+        + f" Best: every {best_steps:,} steps ({duration(best)}), {failures.goodput(best):.2%}."
     )
+    if every < failures.write:
+        yield (
+            f"[yellow]The next checkpoint is due before the last one is complete, and training waits for it: "
+            f"{duration(failures.write - every)} every time.[/yellow]"
+        )
 
 
 def _reason(plan: Plan) -> str:
@@ -250,11 +269,14 @@ def _nothing_fits(plan: Plan) -> Iterator[str]:
         if other is not None:
             more = "".join(f" --{name} {value}" for name, value in _needed(plan, kind, other).items())
             ways.append(f"  {NAMES[kind]}: --adapter.kind {kind}{more} --train.placement {other.setup.placement}")
+    on_gpu = [costs for costs in plan.found if costs.memory.total <= usable_bytes(cluster.memory_bytes)]
+    if any(costs.setup.ranks_per_node * costs.memory.host <= cluster.usable_host_bytes for costs in on_gpu):
+        ways.append("  no copy of what is saved (--checkpoint.background false); training then waits for checkpoints")
     if with_host := [costs for costs in plan.found if costs.host_bytes <= cluster.usable_host_bytes]:
         smallest = min(with_host, key=lambda costs: costs.memory.total)
         needed = (smallest.memory.total + RESERVED_BYTES) / (1 - MARGIN) / GiB
         ways.append(f"  GPUs of {math.ceil(needed)} GB, with {smallest.setup.placement}")
-    if on_gpu := [costs for costs in plan.found if costs.memory.total <= usable_bytes(cluster.memory_bytes)]:
+    if on_gpu:
         smallest = min(on_gpu, key=lambda costs: costs.host_bytes)
         needed = smallest.host_bytes / (1 - known.HOST_MARGIN) / GiB
         ways.append(f"  nodes of {math.ceil(needed):,} GiB of host memory, with {smallest.setup.placement}")
@@ -297,6 +319,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "goodput": plan.goodput,
             "checkpoint_bytes": plan.chosen.checkpoint_bytes,
             "checkpoint_stall_seconds": plan.failures.stall,
+            "checkpoint_write_seconds": plan.failures.write,
             "checkpoint_every_steps": plan.checkpoint_every,
             "best_checkpoint_seconds": plan.failures.best_interval(),
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.scenarios import Run, start
+from tests.distributed.scenarios import Run, start, state_of
 from training import distributed
 from training.progress import Progress
 
@@ -18,7 +18,7 @@ def skipped(recipe: str, cases: dict[str, list[str]]) -> dict[str, Any]:
     for name, overrides in cases.items():
         run = Run(recipe, overrides, world)
         before = run.train(0, 1)
-        state, steps = run.engine.local_state(), run.engine.optimizer_steps()
+        state, steps = state_of(run.engine), run.engine.optimizer_steps()
         losses_of = run.engine._losses
         spoiled: list[str] = []
 
@@ -33,7 +33,7 @@ def skipped(recipe: str, cases: dict[str, list[str]]) -> dict[str, Any]:
 
         run.engine._losses = spoil  # type: ignore[method-assign]
         result = run.step(1)
-        after = run.engine.local_state()
+        after = state_of(run.engine)
         run.engine._losses = losses_of  # type: ignore[method-assign]
         found[name] = {
             "is_applied": result.is_applied,
@@ -51,7 +51,7 @@ def saved_in(recipe: str, overrides: list[str], first: int, last: int) -> list[l
     """Train to `first`, save, and train on to `last` without interruption."""
     run = Run(recipe, overrides, start())
     run.train(0, first)
-    run.saver().save(Progress(step=first, data_hash=run.hash))
+    run.saver().settle(Progress(step=first, data_hash=run.hash))
     return run.train(first, last)
 
 
@@ -76,10 +76,10 @@ def node_copies(recipe: str, cases: dict[str, list[str]], first: int, last: int)
     for name, overrides in cases.items():
         run = Run(recipe, overrides, world, 0)
         curve = run.train(0, first)
-        state, steps, data = run.engine.local_state(), run.engine.optimizer_steps(), run.batches.state_dict()
+        state, steps, data = state_of(run.engine), run.engine.optimizer_steps(), run.batches.state_dict()
         hash_before = run.hash
         end = run.train(first, last)
-        run.engine.load_local_state(state, steps)
+        run.engine.load_local_state(state.items(), steps)
         run.batches.load_state_dict(data)
         run.hash = hash_before
         again = run.train(first, last)

@@ -18,7 +18,8 @@ from data_pipeline.stream.token_stream import Row
 from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from training import placements
 from training.batches import HASH_SIZE, chain_hash, row_hash
-from training.checkpoint import write_shard
+from training.checkpoint.image import shard_name, streamed
+from training.checkpoint.storage import write_file
 from training.config import Config
 from training.distributed import device_of, init_distributed
 from training.ds_json import read_ds_config
@@ -154,8 +155,20 @@ def states(recipe: str, cases: dict[str, dict[str, Any]], steps: int, folder: st
         }
         shard = Path(folder) / name
         shard.mkdir(exist_ok=True)
-        write_shard(shard, run.engine.local_state(), world.rank, world.size)
+        write_state(shard, run.engine)
     return found
+
+
+def state_of(engine: Engine) -> dict[str, Tensor]:
+    """A copy of this rank's slices."""
+    return {name: view.detach().to("cpu", copy=True) for name, view in engine.local_views()}
+
+
+def write_state(folder: Path, engine: Engine) -> None:
+    """Write this rank's slices as a checkpoint has them."""
+    sizes = {name: view.numel() for name, view in engine.local_views()}
+    world = engine.world
+    write_file(folder / shard_name(world.rank, world.size), streamed(sizes, engine.local_views()), read_back=False)
 
 
 def last_draw(adapter: Adapter | None) -> list[float]:
@@ -281,7 +294,7 @@ class Plain:
         return logits
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """What `Engine.local_state` has, whole: every trained parameter and its moments."""
+        """What `Engine.local_views` has, whole: every trained parameter and its moments."""
         for name, parameter in self.parameters.items():
             yield name, parameter.detach()
             moments = self.optimizer.state.get(parameter, {})
@@ -301,7 +314,7 @@ def save_then_continue(recipe: str, overrides: list[str], first: int, last: int)
     run = Run(recipe, overrides, start())
     before = run.train(0, first)
     progress = Progress(step=first, data_hash=run.hash)
-    run.saver().save(progress)
+    run.saver().settle(progress)
     return {"before": before, "after": run.train(first, last)}
 
 

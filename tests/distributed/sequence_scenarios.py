@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from tests.distributed.scenarios import Run, start
-from training.checkpoint import write_shard
+from tests.distributed.scenarios import Run, start, write_state
 from training.model.attention import ATTENTION
 from training.model.sequence_parallel import SequenceGroup, exchange
 from training.progress import Progress
@@ -25,10 +24,10 @@ def shared_rows(recipe: str, cases: dict[str, list[str]], steps: int, size: int,
         shared = ["--train.sequence_parallel", str(size), "--run.dir", f"{folder}/run-{name}"]
         run = Run(recipe, [*overrides, *shared], world)
         found[name] = {"curve": run.train(0, steps), "evaluation": evaluated(run, world)}
-        run.saver().save(Progress(step=steps, data_hash=run.hash))
+        run.saver().settle(Progress(step=steps, data_hash=run.hash))
         shard = Path(folder) / name
         shard.mkdir(exist_ok=True, parents=True)
-        write_shard(shard, run.engine.local_state(), world.rank, world.size)
+        write_state(shard, run.engine)
     return found
 
 

@@ -41,7 +41,8 @@ def setup_of(
         recomputed_layers=int(written) if recomputed is None else recomputed, precision=config.train.precision,
         optimizer=config.optim.kind, passes_at_once=config.hidden_key.passes()[1],
         kernels="liger" if config.model.kernels == "liger" else "torch",
-        device="cuda" if device == "cuda" else "cpu", zero=ZeroOptions.from_ds_config(ds_config),
+        background_saves=config.checkpoint.background, device="cuda" if device == "cuda" else "cpu",
+        zero=ZeroOptions.from_ds_config(ds_config),
     )  # fmt: skip
 
 
@@ -118,6 +119,29 @@ def _least_memory(world: World, device: torch.device) -> int:
     else:
         own = available_memory() // world.local_size
     return min(gather(own, world))
+
+
+def copy_problem(bytes_per_rank: int, local_size: int) -> str | None:
+    """What is wrong with copying the state of this node's ranks to its memory, to write checkpoints in the background.
+
+    Every rank may ask, before any of them has taken the memory.
+
+    Args:
+        bytes_per_rank: of a rank's copy.
+        local_size: ranks of this node.
+    """
+    needed, free = bytes_per_rank * local_size, available_memory()
+    if needed <= free:
+        return None
+    return (
+        f"checkpoint.background = true: its copies of what is saved need {_readable(needed)} of host memory on {os.uname().nodename} "
+        f"({local_size} rank(s), {_readable(bytes_per_rank)} each), and {_readable(free)} are free. Use more nodes, or "
+        "checkpoint.background = false: training then waits while a checkpoint is written, and nothing is copied"
+    )
+
+
+def _readable(size: float) -> str:
+    return f"{size / GiB:.1f} GiB" if size >= GiB else f"{size / 2**20:.0f} MiB"
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -143,6 +143,8 @@ class Setup:
     target_fraction: float = 1.0
     """Part of the tokens that are targets."""
     kernels: Literal["torch", "liger"] = "torch"
+    background_saves: bool = True
+    """Whether checkpoints are written from a copy in host memory while training goes on."""
     device: Literal["cuda", "cpu"] = "cuda"
     zero: ZeroOptions = ZeroOptions()
 
@@ -178,7 +180,7 @@ class Memory:
     buffers: float
     """Weights gathered for a moment, gradients on their way, the update's copies."""
     host: float = 0.0
-    """Bytes of host memory per GPU (offload), without the copy of masters and states that a checkpoint is written from."""
+    """Bytes of host memory per GPU (offload), without what `copy_bytes` says."""
 
     @property
     def total(self) -> float:
@@ -242,6 +244,16 @@ def num_states(setup: Setup) -> int:
         return NUM_STATES[setup.optimizer] * setup.model.size
     matrices = sum(math.prod(sides) for name, sides in setup.model.linears.items() if name != "lm_head")
     return 2 * setup.model.size - matrices
+
+
+def checkpoint_bytes(setup: Setup) -> int:
+    """Bytes of a checkpoint, of all ranks: fp32 masters and optimizer states of what trains."""
+    return 4 * (setup.model.size + num_states(setup))
+
+
+def copy_bytes(setup: Setup) -> float:
+    """Bytes of host memory per GPU that checkpoints are copied to, from the first step to the last."""
+    return checkpoint_bytes(setup) / setup.ranks if setup.background_saves else 0.0
 
 
 def persistent_sizes(setup: Setup) -> tuple[int, int]:

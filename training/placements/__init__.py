@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,15 +37,15 @@ class Placement(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Whole shape of every trainable parameter."""
 
-    def local_state(self) -> dict[str, torch.Tensor]:
-        """This rank's fp32 slices: `<parameter>` and `<parameter>/<optimizer state>`, 1-D, on the CPU.
+    def local_views(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's fp32 slices, 1-D, where they are: `<parameter>` and then its `<parameter>/<optimizer state>`.
 
         Rank k holds elements [k*n, (k+1)*n) of the flattened parameter, n = ceil(numel / world size); the last
-        slices are padded with zeros. The same in every placement.
+        slices are padded with zeros. The same in every placement. `update` changes them.
         """
 
-    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
-        """Set what local_state and optimizer_steps returned, the first cut for this world size."""
+    def load_local_state(self, state: Iterable[tuple[str, torch.Tensor]], optimizer_steps: dict[str, int]) -> None:
+        """Set what local_views and optimizer_steps gave, in that order, the first cut for this world size."""
 
     def state_names(self) -> dict[str, tuple[str, ...]]:
         """The optimizer states of every trainable parameter."""

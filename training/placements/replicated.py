@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,14 +121,11 @@ class Replicated:
         """Names of optimizer states; see `Placement`."""
         return {name: state_names(self._config.optim, name, shape) for name, shape in self.shapes().items()}
 
-    def local_state(self) -> dict[str, torch.Tensor]:
-        """This rank's slices; see `Placement`."""
-        return {name: view.to("cpu", copy=True) for name, view in self._views()}
-
-    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
+    def load_local_state(self, state: Iterable[tuple[str, torch.Tensor]], optimizer_steps: dict[str, int]) -> None:
         """Set such slices; see `Placement`."""
-        for name, view in self._views():
-            view.copy_(state[name])
+        for (name, view), (key, value) in zip(self.local_views(), state, strict=True):
+            assert name == key, (name, key)
+            view.copy_(value)
         for group, steps in optimizer_steps.items():
             for each in self._states(group):
                 each["step"] = torch.full_like(each["step"], steps)
@@ -156,8 +153,8 @@ class Replicated:
     def _states(self, group: str) -> list[dict[str, torch.Tensor]]:
         return [materialised(self.optimizer, bucket.master) for bucket in self._buckets if bucket.group == group]
 
-    def _views(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """This rank's slices of masters and optimizer states, by their names in a checkpoint."""
+    def local_views(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's slices; see `Placement`."""
         keys = self.state_names()
         places = {id(p): (bucket, place) for bucket in self._buckets for p, place in bucket.places.items()}
         for name, parameter in self._names.items():

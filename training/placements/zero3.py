@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,33 +120,32 @@ class Zero3:
         """Names of optimizer states; see `Placement`."""
         return {name: state_names(self._config.optim, name, shape) for name, shape in self.shapes().items()}
 
-    def local_state(self) -> dict[str, torch.Tensor]:
+    def local_views(self) -> Iterator[tuple[str, torch.Tensor]]:
         """This rank's slices; see `Placement`."""
         self._materialise_optimizer_state()
-        state: dict[str, torch.Tensor] = {}
         for name, keys in self.state_names().items():
             parameter = self._names[name]
-            state[name] = safe_get_local_fp32_param(parameter).detach().to("cpu", copy=True)
+            yield name, safe_get_local_fp32_param(parameter)
             for key in keys:
-                value = safe_get_local_optimizer_state(parameter, key)
-                state[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
-        return state
+                yield f"{name}/{key}", safe_get_local_optimizer_state(parameter, key)
 
-    def load_local_state(self, state: dict[str, torch.Tensor], optimizer_steps: dict[str, int]) -> None:
+    def load_local_state(self, state: Iterable[tuple[str, torch.Tensor]], optimizer_steps: dict[str, int]) -> None:
         """Set such slices; see `Placement`."""
         self._materialise_optimizer_state()
         for group, steps in optimizer_steps.items():
             for state_of_flat in self._states(group):
                 state_of_flat["step"] = torch.full_like(state_of_flat["step"], steps)
-        for name, keys in self.state_names().items():
-            parameter, master = self._names[name], state[name]
-            safe_set_local_fp32_param(parameter, master)
-            for key in keys:
-                safe_set_local_optimizer_state(parameter, state[f"{name}/{key}"], key)
+        for name, value in state:
+            of, _, key = name.partition("/")
+            parameter = self._names[of]
+            if key:
+                safe_set_local_optimizer_state(parameter, value, key)
+                continue
+            safe_set_local_fp32_param(parameter, value)
             # The next forward reads the low-precision copy, which setting the master leaves alone.
             if parameter.ds_status == ZeroParamStatus.AVAILABLE:
                 parameter.partition()
-            parameter.ds_tensor.data.copy_(master.to(parameter.ds_tensor.dtype))
+            parameter.ds_tensor.data.copy_(value.to(parameter.ds_tensor.dtype))
         # With hpZ the node's copy would otherwise be what the next forward reads.
         self.optimizer.invalidate_secondary_tensor()
 

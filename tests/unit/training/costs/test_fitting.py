@@ -12,7 +12,14 @@ from tests.unit.training.minimal import minimal_config
 from training import distributed
 from training.config import Config
 from training.costs import fitting
-from training.costs.fitting import available_memory, check_fits, fit_problems, recomputed_layers, setup_of
+from training.costs.fitting import (
+    available_memory,
+    check_fits,
+    copy_problem,
+    fit_problems,
+    recomputed_layers,
+    setup_of,
+)
 from training.costs.memory import GiB, estimate, layers_to_recompute, usable_bytes
 from training.recipe import ConfigError
 from training.world import World
@@ -131,6 +138,27 @@ class TestDevices:
         ):
             recomputed_layers(dataclasses.replace(config, model=model), DS, ALONE, CPU)
         assert asked == [("nobody/nothing", "config.json", "v2")]
+
+
+class TestCopies:
+    def test_there_is_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fitting, "available_memory", lambda: 8000)
+        assert copy_problem(1000, 8) is None
+
+    @pytest.mark.parametrize(
+        ("size", "free", "said"),
+        [
+            (10 * GiB, 40 * GiB, "need 80.0 GiB of host memory on node7 (8 rank(s), 10.0 GiB each), and 40.0 GiB are free."),
+            (2**20, 3 * 2**20, "need 8 MiB of host memory on node7 (8 rank(s), 1 MiB each), and 3 MiB are free."),
+        ],
+    )  # fmt: skip
+    def test_there_is_none(self, size: int, free: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fitting, "available_memory", lambda: free)
+        monkeypatch.setattr(fitting.os, "uname", lambda: type("Name", (), {"nodename": "node7"}))  # type: ignore[attr-defined]
+        assert copy_problem(size, 8) == (
+            f"checkpoint.background = true: its copies of what is saved {said} Use more nodes, or checkpoint.background = false: "
+            "training then waits while a checkpoint is written, and nothing is copied"
+        )
 
 
 def test_memory_of_this_machine() -> None:

@@ -48,6 +48,10 @@ def placed(tmp_path: Path, *overrides: str) -> Replicated:
     return Replicated(module, groups_of(module, config), config, world(), CPU)
 
 
+def state_of(placement: Replicated) -> dict[str, torch.Tensor]:
+    return {name: view.clone() for name, view in placement.local_views()}
+
+
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(number)
     return torch.randn(4, 5, generator=generator), torch.randn(4, 3, generator=generator)
@@ -96,14 +100,14 @@ def test_equals_plain_torch(
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, value: float, kind: str) -> None:
     placement = placed(tmp_path, "--optim.kind", kind)
     take_step(placement, 0)
-    before, steps = placement.local_state(), placement.optimizer_steps()
+    before, steps = state_of(placement), placement.optimizer_steps()
     weights = [p.detach().clone() for p in placement.module.parameters()]
     placement.backward(loss_of(placement.module, 3) * value, is_last=False)
     placement.backward(loss_of(placement.module, 4), is_last=True)
     norm, is_applied = placement.update()
     assert not bool(is_applied)
     assert not math.isfinite(float(norm))
-    after = placement.local_state()
+    after = state_of(placement)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert placement.optimizer_steps() == steps
     assert all(torch.equal(a, b) for a, b in zip(weights, placement.module.parameters(), strict=True))
@@ -115,13 +119,13 @@ def test_state_makes_the_rest_of_the_run_the_same(tmp_path: Path) -> None:
     first = placed(tmp_path)
     take_step(first, 0)
     take_step(first, 2)
-    state, steps = first.local_state(), first.optimizer_steps()
+    state, steps = state_of(first), first.optimizer_steps()
     assert steps == {"decay": 2, "no_decay": 2}
     assert set(state) == {
         f"{name}{suffix}" for name, _ in network().named_parameters() for suffix in ("", "/exp_avg", "/exp_avg_sq")
     }
     second = placed(tmp_path)
-    second.load_local_state(state, steps)
+    second.load_local_state(state.items(), steps)
     assert take_step(first, 4) == take_step(second, 4)
     for ours, theirs in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -142,11 +146,11 @@ def test_a_parameter_without_gradient_keeps_no_old_one(tmp_path: Path) -> None:
     first = placement.module[0].weight.detach().clone()  # type: ignore[index]
     for group in placement.optimizer.param_groups:
         group["weight_decay"] = 0.0
-    state = placement.local_state()["0.weight/exp_avg"]
+    state = state_of(placement)["0.weight/exp_avg"]
     placement.backward((placement.module[3].weight.sum() * x.sum() - y.sum()) * 1e-3, is_last=True)  # type: ignore[index]
     placement.update()
     # Its moment only decays.
-    torch.testing.assert_close(placement.local_state()["0.weight/exp_avg"], state * 0.9)
+    torch.testing.assert_close(state_of(placement)["0.weight/exp_avg"], state * 0.9)
     assert not torch.equal(first, placement.module[0].weight)  # type: ignore[index]
 
 

@@ -1,0 +1,27 @@
+"""What the ranks tell each other between two steps, in one all-reduce: stop requests, and how far a save is."""
+
+from __future__ import annotations
+
+from training import distributed
+from training.saving import Saver
+from training.stopping import StopRequest
+
+
+class Boundary:
+    """Crossed by all ranks together, after every step and every batch of an evaluation."""
+
+    def __init__(self, stop: StopRequest, saver: Saver) -> None:
+        self._stop, self._saver = stop, saver
+
+    def cross(self) -> bool:
+        """Let the save on its way go on; whether any rank was asked to stop (a collective).
+
+        Raises:
+            CheckpointError: checkpoint.max_failed saves in a row have failed.
+        """
+        saver = self._saver
+        asked, busy, retries = distributed.sum_over_ranks(
+            [float(self._stop.is_local()), float(saver.is_busy()), float(saver.wants_retry())]
+        )
+        saver.go_on(is_any_busy=busy > 0, is_retry_due=retries > 0)
+        return asked > 0

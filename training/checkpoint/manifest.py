@@ -1,0 +1,166 @@
+"""MANIFEST.json: what makes a folder a checkpoint, and proves that it still is one.
+
+A JSON object whose last entry, `sha256`, is the SHA-256 of all bytes before it, so that a change of any byte is noticed; the
+hashes of all other files are in it. No torch in here: people on login nodes look at checkpoints, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.errors import CheckpointError
+from training.files import sha256
+
+SCHEMA = 3
+MANIFEST = "MANIFEST.json"
+_TAIL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
+_TAIL_BYTES = len(b',\n "sha256": ""\n}\n') + 64
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on disk whose manifest is valid."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+    @property
+    def tokens_seen(self) -> int:
+        """Input tokens of all ranks until then."""
+        return int(self.manifest["progress"].get("tokens_seen", 0))
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files, without the manifest."""
+        return sum(entry["bytes"] for entry in self.manifest["files"])
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """The bytes of a manifest with this content, which must not be empty."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=1)
+    body = text.removesuffix("\n}").encode()
+    return body + b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, as far as its manifest goes: the files have their names and sizes, and were not read.
+
+    Raises:
+        CheckpointError: naming the file that is missing, of another size, or no valid manifest.
+    """
+    path = folder / MANIFEST
+    manifest = _read(path)
+    for name, kind in _KINDS.items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
+            raise CheckpointError(f"{path}: says nothing sensible about {name}")
+    for entry in manifest["files"]:
+        if not _is_file_entry(entry):
+            raise CheckpointError(f"{path}: its list of files makes no sense: {str(entry)[:100]}")
+        file = folder / entry["name"]
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if (size := file.stat().st_size) != entry["bytes"]:
+            raise CheckpointError(f"{file}: has {size} bytes instead of {entry['bytes']}")
+    return Checkpoint(path=folder, manifest=manifest)
+
+
+_KINDS: dict[str, type] = {
+    "step": int, "world_size": int, "progress": dict, "optimizer_steps": dict, "parameters": dict, "states": dict, "fingerprints": dict,
+    "config": dict, "stream": dict, "files": list,
+}  # fmt: skip
+
+
+def check_file(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
+    """Read one of a checkpoint's files and compare its hash.
+
+    Raises:
+        CheckpointError: it is not what was written.
+    """
+    path = checkpoint.path / entry["name"]
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    if found != entry["sha256"]:
+        raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: naming the first missing, truncated or changed file.
+    """
+    checkpoint = open_checkpoint(folder)
+    for entry in checkpoint.manifest["files"]:
+        check_file(checkpoint, entry)
+    return checkpoint
+
+
+def folders(root: Path) -> list[Path]:
+    """What may be checkpoints under `root`, the newest first."""
+    found = [path for path in root.iterdir() if path.name.isdigit() and path.is_dir()] if root.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def candidates(root: Path) -> Iterator[Checkpoint | CheckpointError]:
+    """The checkpoints under `root`, the newest first, or why one is none, as far as manifests and sizes go."""
+    for folder in folders(root):
+        try:
+            yield open_checkpoint(folder)
+        except CheckpointError as error:
+            yield error
+
+
+def newest_good(root: Path, check: Callable[[Path], Checkpoint] = verify) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint under `root`, and a message for every newer one that is damaged."""
+    damages: list[str] = []
+    for folder in folders(root):
+        try:
+            return check(folder), damages
+        except CheckpointError as error:
+            damages.append(str(error))
+    return None, damages
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: missing or unreadable, so the checkpoint was never completed") from error
+    body, tail = raw[:-_TAIL_BYTES], _TAIL.fullmatch(raw[-_TAIL_BYTES:])
+    schema = re.match(rb'\{\n "schema": (\d+),\n', raw)
+    if schema is not None and int(schema[1]) != SCHEMA:
+        raise CheckpointError(f"{path}: schema {int(schema[1])} is not the {SCHEMA} read here")
+    if tail is None or hashlib.sha256(body).hexdigest().encode() != tail[1]:
+        raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no JSON object")
+    return content
+
+
+def _is_file_entry(entry: Any) -> bool:
+    # A name with a folder in it would lead out of the checkpoint.
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and _NAME.fullmatch(entry["name"]) is not None
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+    )

@@ -1,0 +1,165 @@
+"""What is done to shared storage to save a checkpoint, call by call; no torch in here.
+
+    .<step>.<attempt>.unfinished/   being written by all ranks; gets its name when it is complete
+    .<step>.replaced                an earlier checkpoint of the same step, while a new one takes its place
+    .<step>.deleted                 on its way out
+
+A process may be killed between any two calls: what was a checkpoint before is one after `tidy_up`, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint.manifest import MANIFEST, seal
+from training.files import sync_folder
+
+CHUNK_BYTES = 16 << 20
+"""What is written and hashed at once: small enough to stay in the cache of a core between the two."""
+
+VISIBLE_SECONDS = 60.0
+"""How long a file of another node may stay invisible: network file systems remember for so long that it was not there."""
+
+
+def unfinished_folder(root: Path, step: int, attempt: str) -> Path:
+    """Where an attempt to save a step is put together."""
+    return root / f".{step}.{attempt}.unfinished"
+
+
+def write_file(path: Path, chunks: Iterable[Any], *, read_back: bool) -> dict[str, Any]:
+    """Write a file of a checkpoint, through to the disk; return its entry in the manifest.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        chunks: what it consists of, one after the other (bytes-like).
+        read_back: read it again afterwards, from the disk as far as the system lets us, and compare.
+
+    Raises:
+        OSError: storage did not take it, or gave back something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written, digest = 0, hashlib.sha256()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk).cast("B")
+            digest.update(rest)
+            while rest:
+                count = os.write(descriptor, rest)
+                written, rest = written + count, rest[count:]
+        os.fsync(descriptor)
+        if read_back and _digest_on_disk(descriptor) != digest.hexdigest():
+            raise OSError(errno.EIO, "reads differently from what was written", str(path))
+    finally:
+        os.close(descriptor)
+    return {"name": path.name, "bytes": written, "sha256": digest.hexdigest()}
+
+
+def _digest_on_disk(descriptor: int) -> str:
+    digest = hashlib.sha256()
+    # What was just synchronised need not stay in memory, and else it would come from there.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while chunk := os.read(descriptor, CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def commit(folder: Path, final: Path, content: dict[str, Any], delete: Sequence[int]) -> list[int]:
+    """Make a checkpoint of what all ranks have written to `folder`: the manifest, then the name; then delete others.
+
+    Args:
+        folder: an unfinished folder with all files of content["files"].
+        final: its name, which an earlier checkpoint of the same step may have.
+        content: of the manifest.
+        delete: steps of checkpoints beside it that are not needed any more.
+
+    Returns:
+        the steps that could not be deleted.
+
+    Raises:
+        OSError: it is no checkpoint; nothing was deleted or replaced.
+    """
+    root = final.parent
+    for entry in content["files"]:
+        _await_file(folder / entry["name"], entry["bytes"])
+    descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        rest = memoryview(seal(content))
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(folder)
+    replaced = root / f".{final.name}.replaced"
+    if final.exists():
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        final.rename(replaced)
+    try:
+        folder.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    sync_folder(root)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return [step for step in delete if not _delete(root, step)]
+
+
+def _await_file(path: Path, size: int) -> None:
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while True:
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError:
+            found = -1
+        if found == size:
+            return
+        if time.monotonic() > deadline or not path.parent.is_dir():
+            what = "is not there" if found < 0 else f"has {found} bytes instead of {size}"
+            raise OSError(errno.EIO, f"{what} although another rank has written it", str(path))
+        time.sleep(0.1)
+
+
+def _delete(root: Path, step: int) -> bool:
+    """Delete a checkpoint, which is none from the first call on; return whether that worked."""
+    trash = root / f".{step}.deleted"
+    try:
+        (root / str(step)).rename(trash)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    shutil.rmtree(trash, ignore_errors=True)
+    return True
+
+
+def discard(folder: Path) -> None:
+    """Remove an attempt that failed, as far as storage lets us."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy_up(root: Path) -> None:
+    """Bring the folder of checkpoints in order after starts that were killed; nobody may be writing into it."""
+    if not root.is_dir():
+        return
+    for leftover in root.iterdir():
+        found = re.fullmatch(r"\.(\d+)(\.\w+)?\.(unfinished|replaced|deleted)", leftover.name)
+        if found is None:
+            continue
+        if found[3] == "replaced" and not (root / found[1]).exists():
+            # Killed after the old one had lost its name and before the new one had it.
+            leftover.rename(root / found[1])
+            sync_folder(root)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)

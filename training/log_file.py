@@ -1,0 +1,51 @@
+"""A log file on storage that may refuse lines for a while."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from training.appended import AppendedFile
+from training.unwritten import PAUSE_SECONDS
+
+
+class LogFile(logging.Handler):
+    """Appends records to a file; lines that storage does not take wait, and a file that stays incomplete is told of at the end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = AppendedFile(path)
+        self._next_attempt = 0.0
+        self._refusal: OSError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            text = self.format(record)
+        except Exception:
+            # A message and its arguments don't fit: shown as logging shows it.
+            self.handleError(record)
+            return
+        self._file.add((text + "\n").encode(errors="backslashreplace"))
+        if time.monotonic() >= self._next_attempt:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as storage takes it."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._refusal = error
+            self._next_attempt = time.monotonic() + PAUSE_SECONDS
+        else:
+            self._refusal = None
+
+    def close(self) -> None:
+        """Write what waits, or say on stderr what is missing."""
+        self.flush()
+        if self._refusal is not None:
+            print(f"missing: {self._file} ({self._refusal.strerror})", file=sys.stderr, flush=True)
+            self._refusal = None
+        super().close()
