@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.files import resolve
 from evals.config import EvalConfig, TaskConfig
 from training.config import Config
 from training.ds_json import read_ds_config
 from training.files import read_json
+from training.origin import Origin, Resume, find_origin, origin_problems
 from training.recipe import ConfigError, load_config
 from training.record import directory_problems
 from training.world import World, WorldError, detect_world
@@ -33,6 +35,8 @@ class Command:
     config: Config
     ds_config: dict[str, Any]
     world: World
+    origin: Origin
+    """Where the run begins, as rank 0 sees it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, nargs="?")
     parser.add_argument("--ds_config", "--ds-config", type=Path, nargs="?")
+    parser.add_argument("--resume", nargs="?", default="auto", const="")
     # deepspeed's launcher appends this one; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int)
     parser.add_argument("-h", "--help", action="store_true")
@@ -67,11 +72,12 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     if known.ds_config is not None:
         ds_config, ds_problems = read_ds_config(known.ds_config)
         problems += ds_problems
-    world = None
+    world, resume = None, read_resume(known.resume, problems)
     try:
         world = detect_world(environment)
     except WorldError as error:
         problems.append(str(error))
+    restarts = is_restart(environment)
     try:
         if known.recipe is None:
             raise ConfigError(problems)
@@ -84,6 +90,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
                 *directory_problems(config),
                 *ds_config_problems(config, known.ds_config),
                 *node_problems(config, world),
+                *origin_problems(config, resume, is_restart=restarts),
             ],
         )
     except ConfigError as error:
@@ -92,11 +99,32 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
         print(f"\n{error}\n", file=sys.stderr, flush=True)
         return EXIT_WRONG_CONFIGURATION
     assert world is not None
-    if (read_json(config.run.dir / "run.json") or {}).get("status") == "done":
+    origin = find_origin(config, resume, is_restart=restarts)
+    is_done = (read_json(config.run.dir / "run.json") or {}).get("status") == "done"
+    # A done run goes back where it is told to, once.
+    if is_done and origin.root is not None:
         if world.rank == 0:
             print(f"{config.run.dir} is done already; remove it, or choose another run.dir, to train again", flush=True)
         return EXIT_DONE
-    return Command(config=config, ds_config=ds_config, world=world)
+    return Command(config=config, ds_config=ds_config, world=world, origin=origin)
+
+
+def read_resume(text: str, problems: list[str]) -> Resume:
+    """What --resume says; what is wrong with it is added to the problems."""
+    if text in ("auto", "never"):
+        return cast(Resume, text)
+    try:
+        if text:
+            return Path(resolve(text, Path.cwd()))
+        problems.append("--resume: needs a value: auto, never, or the path of a checkpoint")
+    except ValueError as error:
+        problems.append(f"--resume {text}: {error}")
+    return "auto"
+
+
+def is_restart(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this command line before, and does so again."""
+    return any(environment.get(name, "0") != "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def ds_config_problems(config: Config, path: Path | None) -> list[str]:
@@ -132,7 +160,9 @@ def print_help(recipe: Path | None) -> None:
         except ConfigError as error:
             print(f"{error}\n", file=sys.stderr)
     usage = (
-        "deepspeed training/main.py --ds_config JSON --recipe TOML [--section.setting value ...]\n\n"
+        "deepspeed training/main.py --ds_config JSON --recipe TOML [--resume auto|never|PATH] [--section.setting value ...]\n\n"
+        "--resume auto (the default) continues from the newest good checkpoint of run.dir, never begins a new run and refuses "
+        "a run.dir with checkpoints, PATH continues from that checkpoint; later ones are set aside.\n\n"
         "Items of a list are separated by commas: a,b. A table is written as in TOML: '{\"*.mlp.*\" = 64}'. "
         "The value none unsets what may be None."
     )

@@ -7,22 +7,25 @@ parts; this module owns training's and composes the whole.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
+from evals.config import Kind as TaskKind
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
 from monteclora.peft_config import more_than_lora
+from training.checkpoint.retention import metric_of
 from training.costs.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
 from training.duration import parse_duration
 from training.files import read_json
-from training.length import is_length_known, parse_length, resolve
+from training.length import is_length_known, parse_length, resolve, steps_in
 from training.model import base_files
 
 Kind = Literal["none", "lora", "monteclora"]
@@ -49,6 +52,12 @@ class RunConfig:
 
     seed: int = 17
     """Seed of everything random: initial adapter weights, data order, dropout and adapter noise."""
+
+    branch_from: Path | None = None
+    """Checkpoint (or run directory, for its newest one) whose weights, optimizer state and place in the data a new run begins
+    with, under a schedule of its own: a cooldown, say. Names in braces are as in dir. Steps, tokens and epochs count from
+    the beginning of the run it branches from. Free are the length of the run, [eval], [optim] but for kind and the choice of
+    parameters, and what a run may always be continued with; all else is as it was there."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range."""
@@ -448,7 +457,8 @@ class CheckpointConfig:
     """A length, such as "1e9 tokens": one checkpoint is saved and kept for good in every such stretch of the run."""
 
     keep_best: str | None = None
-    """A task of [eval] and a metric, such as "old.accuracy": the checkpoint with the best score so far is kept, too."""
+    """A task of [eval] and its metric, such as "old.accuracy": the checkpoint with the best score so far is kept, too, and
+    wherever the model is scored (eval.every_steps) one is saved."""
 
     background: bool = True
     """Copy the state between two steps and write the copy while training goes on; this takes host memory of the size of
@@ -477,6 +487,12 @@ class CheckpointConfig:
         for name in ("every_steps", "keep", "max_failed"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1"
+        for name, written in (*(("keep_at", point) for point in self.keep_at), ("keep_every", self.keep_every)):
+            try:
+                if written is not None:
+                    parse_length(written)
+            except ValueError as error:
+                yield name, f"{written!r} {error}"
         yield from duration_problems(self, "write_timeout", "retry_after")
         if self.export_merged and not self.export:
             yield "export_merged", "is true, but export is false, so nothing is exported; set one of them otherwise"
@@ -572,31 +588,73 @@ class Config:
         yield from self._batch_problems(world_size)
         yield from self._sequence_problems(world_size)
         yield from self._compile_problems()
-        if self._has_lengths(unread):
+        if self.has_lengths(unread):
             yield from resolve(self, None).length_problems()
         for name, message in self.eval.seq_len_problems(self.data.seq_len):
             yield f"eval.{name}", message
         yield from self._adapter_problems()
         yield from self._fit_problems(unread)
         yield from self._optim_problems(unread)
+        yield from self._keep_best_problems()
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
             yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
 
-    def _has_lengths(self, unread: Collection[str]) -> bool:
+    def has_lengths(self, unread: Collection[str] = ()) -> bool:
         """Whether the recipe says, with usable values, how many steps there are."""
         wrong = {name for section in ("train", "optim", "data") for name, _ in nested(section, getattr(self, section))}
         return is_length_known(self) and not LENGTHS & (wrong | set(unread))
 
-    def length_problems(self) -> Iterator[Problem]:
-        """Yield (dotted field, message) for every part of the run that does not fit into its resolved length."""
+    def length_problems(self, rows_per_epoch: int | None = None) -> Iterator[Problem]:
+        """Yield (dotted field, message) for every part of the run that does not fit into its resolved length.
+
+        What is in epochs is looked at where the rows of one are known.
+        """
         steps, warmup, cooldown = self.train.steps, self.optim.warmup_steps, self.optim.cooldown_steps
         if warmup + cooldown > steps:
             written = "optim.warmup_steps" if self.optim.warmup is None else "optim.warmup"
             yield written, f"and the cooldown are longer than the run: {warmup} + {cooldown} > {steps} steps"
         if self.adapter.kind == "monteclora" and self.adapter.start_step >= steps:
             yield "adapter.start_step", f"is never reached: the run has {steps} steps; give a smaller number"
+        if not any(self.checkpoint.problems()):
+            yield from self._retention_problems(rows_per_epoch)
+
+    def _retention_problems(self, rows_per_epoch: int | None) -> Iterator[Problem]:
+        """Points and stretches at which checkpoints are kept, against the resolved length of the run."""
+        steps, wanted = self.train.steps, self.checkpoint
+        for written in wanted.keep_at:
+            point = steps_in(written, self, rows_per_epoch)
+            if point is not None and point > steps:
+                at = math.ceil(point)
+                yield "checkpoint.keep_at", f"{written!r} is step {at}, and the run has {steps}; take it out"
+            elif point == 0:
+                yield "checkpoint.keep_at", f"{written!r} is before the first step; take it out"
+        if wanted.keep_every is not None:
+            stretch = steps_in(wanted.keep_every, self, rows_per_epoch)
+            if stretch is not None and not 1 <= stretch <= steps:
+                yield (
+                    "checkpoint.keep_every",
+                    f"{wanted.keep_every!r} is {float(stretch):g} steps; give one step at least, and no more than the "
+                    f"{steps} of the run",
+                )
+
+    def _keep_best_problems(self) -> Iterator[Problem]:
+        """checkpoint.keep_best must name what the tasks measure."""
+        best, tasks, field = self.checkpoint.keep_best, self.eval.tasks, "checkpoint.keep_best"
+        if best is None:
+            return
+        task, _, metric = best.rpartition(".")
+        if not task:
+            yield field, 'must be a task of [eval] and its metric, such as "old.accuracy"'
+        elif task not in tasks:
+            near = difflib.get_close_matches(task, tasks, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(tasks)}" if tasks else ""
+            yield field, f"there is no [eval.tasks.{task}]{hint}"
+        elif tasks[task].kind in get_args(TaskKind) and metric != (measured := metric_of(tasks[task].kind)):
+            yield field, f"the metric of that task is {measured}; write {task}.{measured}"
+        if self.eval.every_steps < 1:
+            yield field, "needs scores on the way; set eval.every_steps"
 
     def _adapter_problems(self) -> Iterator[Problem]:
         ours, base = self.adapter, self.model.base

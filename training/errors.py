@@ -15,3 +15,7 @@ class NonFiniteGradients(ValueError):
 
 class LossSpikes(ValueError):
     """The loss spiked more than train.max_skipped_steps times since the same checkpoint."""
+
+
+class StorageError(ValueError):
+    """What a run has to say of itself could not be written until its end; says what is missing."""

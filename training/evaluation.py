@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 
 from data_pipeline.encoding.tokenizer import Tokenizer
-from evals import check_tasks, evaluate, write_result
+from evals import check_tasks, evaluate
 from training import distributed
 from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine
 from training.progress import Progress
 from training.recipe import ConfigError
+from training.scores import Scores
+from training.unwritten import Unwritten
 from training.watch.display import Display
 from training.watch.monitors import Monitors
 
@@ -53,13 +54,12 @@ class Evaluation:
         display: Display,
         boundary: Boundary,
         monitors: Monitors,
+        unwritten: Unwritten | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
         self._display, self._boundary, self._monitors = display, boundary, monitors
-
-    def path(self, step: int) -> Path:
-        """Where the scores after `step` steps are."""
-        return self._config.run.dir / "evals" / f"{step}.json"
+        self._unwritten = unwritten or Unwritten(display.say)
+        self._scores = Scores(config.run.dir)
 
     def is_due(self, step: int) -> bool:
         """Whether the model is to be scored after `step` steps: first, last, and every eval.every_steps in between."""
@@ -71,14 +71,13 @@ class Evaluation:
     def drop_after(self, step: int) -> None:
         """Remove scores of later steps, which a resumed run will reach again (rank 0)."""
         if self._engine.world.rank == 0:
-            for path in self.path(step).parent.glob("[0-9]*.json"):
-                if path.stem.isdigit() and int(path.stem) > step:
-                    path.unlink()
+            self._scores.drop(step)
+            self._unwritten.write(self._scores)
 
     def run(self, progress: Progress) -> bool:
         """Score the model now unless that was done before; return False when asked to stop meanwhile."""
         tasks = self._config.eval.tasks
-        is_done = distributed.any_rank(self._engine.world.rank == 0 and self.path(progress.step).exists())
+        is_done = distributed.any_rank(self._engine.world.rank == 0 and self._scores.has(progress.step))
         if not tasks or is_done:
             return True
         assert self._tokenizer.bos_id is not None, "check_tokenizer has seen to it"
@@ -106,6 +105,7 @@ class Evaluation:
         if results is None:
             return False
         if self._engine.world.rank == 0:
-            write_result(self._config.run.dir, step=progress.step, tasks=results, seconds=seconds)
+            self._scores.add(progress.step, results, seconds)
+            self._unwritten.write(self._scores)
             self._monitors.write_scores(progress.step, results)
         return True

@@ -1,7 +1,8 @@
 """Train: `deepspeed training/main.py --ds_config ds_configs/zero3.json --recipe recipes/….toml [--optim.lr 2e-5 …]`.
 
 Also starts with `python -m training.main`, as one plain process, under torchrun, mpirun and srun.
-Exit codes: 0 done, 1 failed, 2 wrong configuration, 85 stopped with everything saved (start it again to continue).
+Exit codes: 0 done, 1 failed, 2 wrong configuration, 85 stopped with everything saved (start it again to continue); all ranks
+end with the same one (training/lifeline.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if not __package__:
 import contextlib
 import logging
 import os
+import time
 from typing import NoReturn
 
 from data_pipeline.errors import PipelineError
@@ -23,7 +25,6 @@ from evals.errors import EvalError
 from monteclora.errors import AdapterError
 from training.command_line import (
     EXIT_DONE,
-    EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_WRONG_CONFIGURATION,
     Command,
@@ -31,10 +32,14 @@ from training.command_line import (
     parse_command_line,
 )
 from training.config import Config
+from training.duration import parse_duration
 from training.errors import CheckpointError, LossSpikes, ModelError, NonFiniteGradients
+from training.lifeline import Lifeline
 from training.recipe import ConfigError
-from training.stopping import StopRequest
-from training.world import World, limit_threads
+from training.record import RunRecord, open_log
+from training.stopping import StopRequest, time_to_stop
+from training.watch.display import Display
+from training.world import limit_threads
 
 USER_ERRORS = (
     ConfigError,
@@ -51,37 +56,45 @@ USER_ERRORS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the configuration, then train; return the exit code."""
+    started = time.time()
     command = parse_command_line(sys.argv[1:] if arguments is None else arguments, os.environ)
     if isinstance(command, int):
         return command
-    limit_threads(command.world, os.environ)
+    world = command.world
+    limit_threads(world, os.environ)
     if isinstance(command, Refusal):
         from training.agreement import tell_the_others
 
-        world = command.world
         # Other launchers have ended this rank by now if the first one had problems; srun lets all of them speak.
         is_speaker = world.launcher != "srun" or world.local_rank == 0
         if not tell_the_others(command.problem, world) and is_speaker:
             print(f"\nrank {world.rank}: {command.problem}\n", file=sys.stderr, flush=True)
         return EXIT_WRONG_CONFIGURATION
-    stop = StopRequest(command.config.run.dir, watches_file=command.world.rank == 0)
-    try:
-        with contextlib.ExitStack() as on_exit:
-            return run(command, command.world, stop, on_exit)
-    except USER_ERRORS as error:
-        tell(error, command.world)
-        if distributed := sys.modules.get("training.distributed"):
-            distributed.leave_distributed()
-        return EXIT_WRONG_CONFIGURATION
+    config = command.config
+    record = RunRecord(config.run.dir, world)
+    display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
+    lifeline = Lifeline(world, record, display)
+    stop_at = time_to_stop(started, os.environ, wall_time=config.train.wall_time, stop_before=config.train.stop_before)
+    is_first = world.rank == 0
+    stop = StopRequest(config.run.dir, watches_file=is_first, stop_at=stop_at if is_first else None)
+    stop.listen(lifeline.stop)
+    with contextlib.ExitStack() as on_exit:
+        on_exit.callback(lifeline.close)
+        on_exit.callback(record.unlock)
+        try:
+            return run(command, record, display, lifeline, stop, on_exit)
+        except BaseException as error:
+            return lifeline.fail(error, is_user_error=isinstance(error, USER_ERRORS))
 
 
-def tell(error: Exception, world: World) -> None:
-    """Print what the user has to put right, once."""
-    if world.rank == 0:
-        print(f"\n{error}\n", file=sys.stderr, flush=True)
-
-
-def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.ExitStack) -> int:
+def run(
+    command: Command,
+    record: RunRecord,
+    display: Display,
+    lifeline: Lifeline,
+    stop: StopRequest,
+    on_exit: contextlib.ExitStack,
+) -> int:
     """One run, from its record to its export; what is put on `on_exit` is closed however it ends."""
     # Imported here: a wrong configuration is answered before torch and DeepSpeed are loaded.
     from training.quiet import quiet_libraries
@@ -93,7 +106,7 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from training.boundary import Boundary
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
-    from training.distributed import from_rank_0, init_distributed
+    from training.distributed import from_rank_0, gather, init_distributed
     from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
@@ -103,27 +116,23 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
     from training.model.build import base_fingerprint, count_parameters, folder_fingerprint
     from training.prefetch import StepBatches
     from training.progress import Progress
-    from training.record import RunRecord, open_log
     from training.saving import Saver
-    from training.watch.display import Display
     from training.watch.meter import Meter
     from training.watch.monitors import Monitors
     from training.watch.profiling import Profiler
 
-    problem: Exception | None = None
+    world, problem = command.world, None
     try:
-        log = open_log(command.config.run.dir, world.rank)
+        open_log(command.config.run.dir, world.rank)
         tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
         check_inputs(tokenizer, command.config)
     except USER_ERRORS as error:
         problem = error
-    record = RunRecord(command.config.run.dir, world)
-    display = Display(label=command.config.run.dir.name, steps=command.config.train.steps, is_shown=world.rank == 0)
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
     device = init_distributed(world)
-    # Until here a signal ends the process, which may wait for ranks that never come.
-    stop.listen()
     refuse_problems(problem, world)
+    limit = command.config.train.hang_timeout
+    lifeline.connect(hang_timeout=None if limit is None else parse_duration(limit))
     refuse_disagreement(command.config, command.ds_config, world)
     if not from_rank_0(record.lock, world):
         raise ConfigError([f'run.dir = "{command.config.run.dir}": another start of this run is going on'])
@@ -178,6 +187,8 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
         ),
     )  # fmt: skip
 
+    stop.hold()
+    lifeline.at("the first step", is_watched=False)
     try:
         with display:
             is_done = train(
@@ -191,30 +202,22 @@ def run(command: Command, world: World, stop: StopRequest, on_exit: contextlib.E
                 boundary=boundary,
             )
         if is_done and config.checkpoint.export:
+            lifeline.at("export", is_watched=False)
             write = export_merged if config.checkpoint.export_merged else export
             display.say(f"exported to {write(engine, tokenizer, config)}")
-    except BaseException as error:
-        log.exception("failed at step %d", progress.step)
-        record.finish("failed", **progress.as_dict(), error=f"{type(error).__name__}: {error}")
-        if not isinstance(error, USER_ERRORS):
-            raise
-        tell(error, world)
-        engine.close()
-        record.unlock()
-        return EXIT_FAILED
-    if not is_done:
+    finally:
+        record.update(**progress.as_dict())
+    if is_done:
+        record.finish("done")
+        display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
+    else:
+        # Whichever rank was asked.
+        record.finish("preempted", stopped_by=next(reason for reason in gather(stop.reason, world) if reason))
         if record.is_writer:
             stop.clear_file()
-        record.finish("preempted", **progress.as_dict(), stopped_by=stop.reason)
         display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
-        engine.close()
-        record.unlock()
-        return EXIT_PREEMPTED
-    record.finish("done", **progress.as_dict())
-    display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     engine.close()
-    record.unlock()
-    return EXIT_DONE
+    return EXIT_DONE if is_done else EXIT_PREEMPTED
 
 
 def method(config: Config) -> str:
@@ -230,9 +233,11 @@ def leave(code: int) -> NoReturn:
     """Exit with `code`, once everything is closed and written.
 
     Where torch was at work the interpreter is not torn down: threads of native libraries can abort that, and the launcher
-    would read their signal instead of the code. MPI wants its own end, which comes with the interpreter's.
+    would read their signal instead of the code. MPI wants its own end, which comes with the interpreter's, and which waits for
+    the other ranks: not after a failure.
     """
-    if "training.engine" in sys.modules and "mpi4py.MPI" not in sys.modules:
+    is_mpis_end = "mpi4py.MPI" in sys.modules and code in (EXIT_DONE, EXIT_PREEMPTED)
+    if "training.engine" in sys.modules and not is_mpis_end:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -93,7 +93,7 @@ def load_config(
                 report(draft, types.SimpleNamespace(**sections), path, message)
         raise ConfigError(draft.problems)
     is_as_written = len(draft.problems) == len(more_problems)
-    config = fill_run_dir(Config(**sections), draft)
+    config = fill_names(Config(**sections), draft)
     # One group of ranks that share rows is the smallest world of any.
     for path, message in config.problems(world_size or max(1, config.train.sequence_parallel), draft.unread):
         if needs_files or not is_missing_file(config, path):
@@ -427,19 +427,27 @@ def has_no_default(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
-def fill_run_dir(config: Config, draft: Draft) -> Config:
-    """Replace settings named in braces in run.dir by their values."""
+def fill_names(config: Config, draft: Draft) -> Config:
+    """Replace settings named in braces in run.dir and run.branch_from by their values."""
     values = to_dict(config)
 
-    def value_of(match: re.Match[str]) -> str:
-        value: Any = values
-        for part in match[1].split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is None or isinstance(value, dict | list):
-            report(draft, config, "run.dir", f"{{{match[1]}}} is no setting with a value")
-            return match[0]
-        return str(value).replace("/", "_")
+    def filled(name: str, path: Path) -> Path:
+        def value_of(match: re.Match[str]) -> str:
+            value: Any = values
+            for part in match[1].split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is None or isinstance(value, dict | list):
+                report(draft, config, name, f"{{{match[1]}}} is no setting with a value")
+                return match[0]
+            return str(value).replace("/", "_")
 
-    # Only names in braces: the rest of the path may hold anything.
-    filled = re.sub(r"\{([\w.\-]+)\}", value_of, str(config.run.dir))
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=Path(os.path.abspath(filled))))
+        # Only names in braces: the rest of the path may hold anything.
+        return Path(os.path.abspath(re.sub(r"\{([\w.\-]+)\}", value_of, str(path))))
+
+    parent = config.run.branch_from
+    run = dataclasses.replace(
+        config.run,
+        dir=filled("run.dir", config.run.dir),
+        branch_from=None if parent is None else filled("run.branch_from", parent),
+    )
+    return dataclasses.replace(config, run=run)

@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from training.appended import AppendedFile
 from training.config import Config, to_dict
+from training.errors import StorageError
 from training.files import read_json, sync_file, write_json
 from training.recipe import ConfigError
 from training.unwritten import Unwritten
@@ -67,6 +69,13 @@ decide which noise a row draws (dropout, MonteCLoRA)."""
 ORDERED = ("adapter.rank_pattern", "adapter.alpha_pattern")
 """Tables in which the order counts: the first pattern that matches."""
 
+LENGTHS_IN_STEPS = {
+    "train.steps": ("train.tokens", "train.epochs"),
+    "optim.warmup_steps": ("optim.warmup",),
+    "optim.cooldown_steps": ("optim.cooldown",),
+}
+"""Settings that are what the settings named beside them say, where one of those is set."""
+
 FINGERPRINTS = {
     "base_fingerprint": "base weights (model.base)",
     "init_fingerprint": "an adapter to start with (adapter.init_from)",
@@ -81,16 +90,38 @@ SECRET = re.compile(r"(?<![a-z])(token|secret|password|passwd|api[-_]?key|creden
 def different_settings(run_dir: Path, config: Config) -> list[str]:
     """What a run directory's recipe and `config` disagree on, one line each; [] when the directory is new or fits."""
     record = read_json(run_dir / "run.json")
-    if record is None:
-        return []
-    theirs, ours = flatten(record.get("config", {})), flatten(to_dict(config))
+    return [] if record is None else differences(record.get("config", {}), to_dict(config))
+
+
+def differences(
+    there: dict[str, Any], here: dict[str, Any], may_change: tuple[str, ...] = MAY_CHANGE, keeps: tuple[str, ...] = ()
+) -> list[str]:
+    """What two configurations disagree on, one line each.
+
+    Args:
+        there: one, as plain values.
+        here: the other.
+        may_change: the beginnings of settings that may differ.
+        keeps: of settings among them that may not.
+    """
+    theirs, ours = flatten(there), flatten(here)
     lines = []
-    for path in sorted(theirs.keys() | ours.keys()):
+    for path in sorted((theirs.keys() | ours.keys()) - _derived(theirs) - _derived(ours)):
         # As text, in which the order of a table shows.
-        there, here = json.dumps(theirs.get(path)), json.dumps(ours.get(path))
-        if there != here and not path.startswith(MAY_CHANGE):
-            lines.append(f"{path}: {there} there, {here} here")
+        before, now = json.dumps(theirs.get(path)), json.dumps(ours.get(path))
+        if before != now and (path.startswith(keeps) or not path.startswith(may_change)):
+            lines.append(f"{path}: {before} there, {now} here")
     return lines
+
+
+def _derived(flat: dict[str, Any]) -> set[str]:
+    """Settings that follow from another one, in which the same length is written."""
+    return {steps for steps, written in LENGTHS_IN_STEPS.items() if any(flat.get(name) is not None for name in written)}
+
+
+def listing(lines: list[str]) -> str:
+    """Some differences, below each other, for the end of a message."""
+    return "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
 
 
 def directory_problems(config: Config) -> list[str]:
@@ -102,8 +133,9 @@ def directory_problems(config: Config) -> list[str]:
         return [f'run.dir = "{run_dir}": its run.json can\'t be read, so it is unknown whose run this is; restore it, '
                 "or choose another directory"]  # fmt: skip
     if lines := different_settings(run_dir, config):
-        shown = "".join(f"\n      {line}" for line in lines[:8]) + ("\n      …" if len(lines) > 8 else "")
-        return [f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{shown}']
+        return [
+            f'run.dir = "{run_dir}": belongs to a different recipe; choose another directory, or remove it:{listing(lines)}'
+        ]
     existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f'run.dir = "{run_dir}": {existing} can\'t be written']
@@ -311,6 +343,12 @@ class RunRecord:
     def finish(self, status: str, **values: Any) -> None:
         """Record how this start of the run ended."""
         self.update(**values, finished=datetime.now(UTC).isoformat(timespec="seconds"), status=status)
+        self.unwritten.retry()
+
+    def settle(self) -> StorageError | None:
+        """Write what storage has not taken so far, in several attempts because the run is about to end; say what stays missing."""
+        missing = self.unwritten.settle()
+        return None if missing is None else StorageError(f"{self.dir}: storage did not take {missing}")
 
     def write(self) -> None:
         """Write run.json now (rank 0)."""
@@ -354,7 +392,7 @@ def finite(value: Any) -> Any:
 
 
 def open_log(run_dir: Path, rank: int) -> logging.Logger:
-    """This rank's log file, which also gets warnings, crashes and, on a fatal signal, the stacks of all threads."""
+    """This rank's log file, which also gets warnings, and on a fatal signal or SIGUSR2 the stacks of all threads."""
     folder = run_dir / "logs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -367,7 +405,9 @@ def open_log(run_dir: Path, rank: int) -> logging.Logger:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    faulthandler.enable(path.open("a"))
+    stacks = path.open("a")
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
     return logging.getLogger("palimpsest")
 
 

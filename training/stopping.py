@@ -1,46 +1,109 @@
-"""A polite end: signals and the PREEMPT file ask for it, all ranks agree on it at the next boundary."""
+"""A polite end: signals, the PREEMPT file and the wall time ask for it.
+
+Until training begins nothing can be lost, and whoever is asked leaves at once, also out of a call that would not return. From then
+on a request is remembered, and all ranks agree on it at the next boundary.
+"""
 
 from __future__ import annotations
 
+import select
 import signal
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from training.duration import parse_duration
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+PREEMPT_FILE = "PREEMPT file"
+WALL_TIME = "wall time"
+"""Reasons to stop, beside the names of signals."""
+
+LOOK_SECONDS = 0.5
+"""Time between looks at file and clock before training begins."""
+
+
+def time_to_stop(
+    started: float, environment: Mapping[str, str], *, wall_time: str | None, stop_before: str
+) -> float | None:
+    """When to ask for a stop, in Unix seconds; None: never.
+
+    Args:
+        started: when this process did.
+        environment: Slurm's, from version 23.02 on, says when the job ends.
+        wall_time: of this start, as train.wall_time.
+        stop_before: time before the end, as train.stop_before.
+    """
+    ends = [] if wall_time is None else [started + parse_duration(wall_time)]
+    slurm = environment.get("SLURM_JOB_END_TIME", "")
+    # One that is over is not this job's, or was extended.
+    if slurm.isascii() and slurm.isdigit() and int(slurm) > started:
+        ends.append(float(slurm))
+    return min(ends) - parse_duration(stop_before) if ends else None
 
 
 class StopRequest:
-    """Remembers that this rank was asked to stop; `any_rank` turns that into everybody's decision."""
+    """Remembers that this rank was asked to stop."""
 
-    def __init__(self, run_dir: Path, *, watches_file: bool = True) -> None:
-        """One rank is enough to watch for the file; shared storage is asked at every step."""
+    def __init__(self, run_dir: Path, *, watches_file: bool = True, stop_at: float | None = None) -> None:
+        """One rank is enough to watch for the file; shared storage is asked at every step.
+
+        Args:
+            run_dir: where the PREEMPT file may be.
+            watches_file: whether this rank looks for it.
+            stop_at: when the time is up, in Unix seconds.
+        """
         self.reason: str | None = None
         self._is_interrupted = False
         self._preempt_file = run_dir / "PREEMPT"
-        self._watches_file = watches_file
+        self._watches_file, self._stop_at = watches_file, stop_at
+        self._leave: Callable[[str], object] | None = None
 
-    def listen(self) -> None:
-        """From now on, Ctrl-C, SIGTERM and SIGUSR1 ask for a stop instead of killing the process."""
+    def listen(self, leave: Callable[[str], object]) -> None:
+        """From now until `hold`, `leave` is called with the reason when there is a request, in a thread of its own."""
+        self._leave = leave
+        signals, wakeup = socket.socketpair()
+        # Python's own handlers wait until the main thread comes back from C; the byte is written at once.
+        wakeup.setblocking(False)
+        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
+        threading.Thread(target=self._wait, args=(signals,), name="stop requests", daemon=True).start()
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def hold(self) -> None:
+        """Training begins: from now on a request waits for the next boundary."""
+        self._leave = None
+
+    def _wait(self, signals: socket.socket) -> None:
+        """Look for requests until training begins."""
+        while (leave := self._leave) is not None:
+            if select.select([signals], [], [], LOOK_SECONDS)[0]:
+                for number in signals.recv(64):
+                    if number in STOP_SIGNALS:
+                        self.reason = self.reason or signal.Signals(number).name
+            if self.is_local():
+                if self.reason == PREEMPT_FILE:
+                    self.clear_file()
+                leave(str(self.reason))
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C means now. (Launchers follow the first one up with SIGTERM, which doesn't.)
-        if number == signal.SIGINT and self._is_interrupted:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and self._is_interrupted and self._leave is None:
+            raise KeyboardInterrupt("a second Ctrl-C, so nothing was saved")
         self._is_interrupted |= number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name
 
     def is_local(self) -> bool:
-        """Whether this rank was asked, by a signal or by the PREEMPT file in the run directory."""
+        """Whether this rank was asked: by a signal, by the PREEMPT file in the run directory, or as its time is up."""
         if self.reason is None and self._watches_file and self._preempt_file.exists():
-            self.reason = "PREEMPT file"
+            self.reason = PREEMPT_FILE
+        if self.reason is None and self._stop_at is not None and time.time() >= self._stop_at:
+            self.reason = WALL_TIME
         return self.reason is not None
-
-    def any_rank(self, any_of: Callable[[bool], bool]) -> bool:
-        """Whether any rank was asked: `any_of` is a collective or, called by all ranks alike."""
-        return any_of(self.is_local())
 
     def clear_file(self) -> None:
         """Remove the PREEMPT file now that it was heeded, so that the next start goes on (rank 0)."""

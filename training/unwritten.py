@@ -52,7 +52,9 @@ class Unwritten:
         """Try everything that waits; return what is still missing and why, None when nothing is."""
         if self._waiting:
             self._attempt(self._waiting)
-        return f"{', '.join(str(change) for change in self._waiting)} ({self._cause})" if self._waiting else None
+        if not self._waiting:
+            return None
+        return f"{', '.join(str(change) for change in self._waiting)} ({self._cause})"
 
     def settle(self) -> str | None:
         """The same in several attempts, because it is the last chance."""
@@ -63,7 +65,8 @@ class Unwritten:
         return self.retry()
 
     def _attempt(self, changes: list[Change]) -> None:
-        refused, late = [], [] if changes is not self._waiting else [str(change) for change in changes]
+        late = ", ".join(str(change) for change in changes) if changes is self._waiting else ""
+        refused = []
         for change in changes:
             began = time.monotonic()
             try:
@@ -76,13 +79,13 @@ class Unwritten:
         self._waiting = refused
         if late and not refused:
             self._told.clear()
-            self.say(f"storage takes what is written again: {', '.join(late)} came late, and nothing is missing")
+            self.say(f"storage takes what is written again; written late: {late}")
 
     def _tell(self, change: Change, error: OSError) -> None:
         self._cause = error.strerror or str(error)
         if self._cause not in self._told:
             self._told.add(self._cause)
             self.say(
-                f"WARNING: can't write {change}: {self._cause} ({error.filename}). Training goes on; what is missing waits in memory "
-                "and is tried again"
+                f"WARNING: storage does not take {change}: {self._cause}. Training goes on; what is missing waits in memory and is "
+                "tried again"
             )

@@ -116,6 +116,11 @@ class ShardImage:
             event.record()
         return Copying(event)
 
+    def close(self) -> None:
+        """Let go of the memory; it is gone when its writer has ended, too."""
+        os.close(self.descriptor)
+        self._tensors.clear()
+
     def _copy(self, name: str, view: torch.Tensor) -> None:
         if view.numel():
             self._tensors[name].copy_(view.detach(), non_blocking=True)

@@ -5,8 +5,10 @@ Both are asked for one thing at a time and answer once: {"value": …} or {"erro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,28 +95,42 @@ class BackgroundWriter:
             if received is None:
                 return None
             if not received:
-                code = self._process.wait()
-                self._process = None
-                return {"error": f"the process that writes checkpoints has ended ({_cause(code)})"}
+                return {"error": f"the process that writes checkpoints has ended ({_cause(self._let_go())})"}
             self._received += received
 
     def give_up(self) -> None:
         """End the process, as far as storage lets it end; see `Writer`."""
         if self._process is not None:
             self._process.kill()
-            self._process = None
+            self._let_go(seconds=1)
 
     def close(self) -> None:
         """End the process; see `Writer`."""
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        if self._process is not None:
+            self._let_go(seconds=10)
+        self._image.close()
+
+    def _let_go(self, seconds: float | None = None) -> int:
+        """Have the process end, for want of requests or killed after some time; its exit code."""
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         try:
-            self._process.wait(timeout=10)
+            return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._process = None
+            process.kill()
+            # One that waits for storage ends when storage lets it.
+            _LEFT_BEHIND.append(process)
+            return -signal.SIGKILL
+        finally:
+            process.stdout.close()
+
+
+_LEFT_BEHIND: list[subprocess.Popen[bytes]] = []
+"""Processes that were killed and could not end yet."""
 
 
 class DirectWriter:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,12 +15,30 @@ PLAIN_SECONDS = 10.0
 """Least time between two plain lines."""
 
 
+class Output:
+    """Standard output; what it does not take, as a file on a full disk, is gone, and no reason to end a run."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as possible."""
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write through as far as possible."""
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+
 class Display:
     """Progress of training and evaluation; silent on ranks other than 0."""
 
     def __init__(self, *, label: str, steps: int, is_shown: bool) -> None:
         self.label, self.steps, self.is_shown = label, steps, is_shown
-        self.console = Console(file=sys.stdout, highlight=False, quiet=not is_shown)
+        self.console = Console(file=cast(IO[str], Output()), highlight=False, quiet=not is_shown)
         self.is_live = is_shown and self.console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),

@@ -6,12 +6,18 @@ A monitor never stops a run: what goes wrong with one is said once, and the run 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from training.appended import AppendedFile
 from training.config import Config, to_dict
+from training.unwritten import Unwritten
 
 _GROUPS = {
     "train": ("loss", "lr", "grad_norm", "penalty", "compensation", "skipped_steps", "tokens_seen"),
@@ -21,6 +27,9 @@ _GROUPS = {
     ),
 }  # fmt: skip
 """Where a value of metrics.jsonl is shown; seconds are a group of their own."""
+
+_FLUSH_SECONDS = 10.0
+"""Time between two attempts to write what TensorBoard shows."""
 
 
 class Monitor(Protocol):
@@ -33,24 +42,68 @@ class Monitor(Protocol):
         """Write what is still to be written."""
 
 
+class EventFile(AppendedFile):
+    """A file of TensorBoard's events; what storage does not take waits."""
+
+    def add_event(self, **content: Any) -> None:
+        """Have an event with these fields wait for the next flush."""
+        # Here and not above: it takes a moment, and only rank 0 needs it.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+        self.add(record.getvalue())
+
+    def flush(self) -> None:
+        """Write what waits; see `AppendedFile.flush`."""
+        # Without its parents: a run directory that is away for a while must not be made anew.
+        self.path.parent.mkdir(exist_ok=True)
+        super().flush()
+
+
 class TensorBoard:
-    """Event files in <run>/tensorboard."""
+    """Event files in <run>/tensorboard.
 
-    def __init__(self, run_dir: Path, first_step: int) -> None:
+    Written as metrics.jsonl is and not by the library's writer, which loses what a full disk refuses and makes a directory anew
+    that is away for a while.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, unwritten: Unwritten) -> None:
         """Shown from `first_step` on; what an earlier start wrote for it and later steps is shown no longer."""
-        # Here and not above: it takes a third of a second, and only rank 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = EventFile(run_dir / "tensorboard" / name, called="events")
+        self._unwritten = unwritten
+        self._next_flush = 0.0
+        self._file.add_event(file_version="brain.Event:2")
+        self.go_back(first_step)
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step, flush_secs=10)
+    def go_back(self, first_step: int) -> None:
+        """What was written for `first_step` and later ones is shown no longer."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._file.add_event(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Show `values` at `step`."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._file.add_event(step=step, summary=Summary(value=shown))
+        if time.monotonic() >= self._next_flush:
+            self._next_flush = time.monotonic() + _FLUSH_SECONDS
+            self._unwritten.write(self._file)
 
     def close(self) -> None:
-        """Write what is still to be written."""
-        self._writer.close()
+        """Write what is still to be written.
+
+        Raises:
+            OSError: storage does not take it.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; missing are {self._file}") from error
 
 
 class WandB:
@@ -96,9 +149,18 @@ class WandB:
 class Monitors:
     """All monitors of a run, opened with the first numbers; only rank 0 has any."""
 
-    def __init__(self, config: Config, *, rank: int, first_step: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int,
+        first_step: int,
+        say: Callable[[str], None],
+        unwritten: Unwritten | None = None,
+    ) -> None:
         """Of a run that has made `first_step` steps; `say` tells the user what could not be done."""
         self._config, self._first_step, self._say = config, first_step, say
+        self._unwritten = unwritten or Unwritten(say)
         self._open: dict[str, Monitor] = {}
         self._names = []
         if rank == 0 and config.monitor.tensorboard:
@@ -123,10 +185,9 @@ class Monitors:
     def go_back(self, step: int) -> None:
         """The run has gone back to its state after `step` steps; what follows takes the place of what is shown."""
         self._first_step = step
-        # Only opening it tells TensorBoard.
-        if board := self._open.pop("TensorBoard", None):
-            with self._guarded("TensorBoard"):
-                board.close()
+        board = self._open.get("TensorBoard")
+        if isinstance(board, TensorBoard):
+            board.go_back(step + 1)
 
     def close(self) -> None:
         """Write what is still to be written; nothing is shown after that."""
@@ -145,7 +206,9 @@ class Monitors:
         if name not in self._open:
             run_dir = self._config.run.dir
             self._open[name] = (
-                TensorBoard(run_dir, self._first_step + 1) if name == "TensorBoard" else WandB(run_dir, self._config)
+                TensorBoard(run_dir, self._first_step + 1, self._unwritten)
+                if name == "TensorBoard"
+                else WandB(run_dir, self._config)
             )
         return self._open[name]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -35,7 +37,8 @@ class Profiler:
 
     def wants(self) -> bool:
         """Whether a window is asked for by REQUEST; only rank 0 looks, and all ranks have to be told."""
-        return self._heeds_requests and self._profile is None and self._request.exists()
+        # os.path: storage that is away asks for nothing, and is no error.
+        return self._heeds_requests and self._profile is None and os.path.exists(self._request)
 
     def step_began(self, step: int, *, is_asked: bool = False) -> None:
         """Step `step` (0-based) begins, from which on a window is asked for or not, on all ranks alike."""
@@ -75,12 +78,18 @@ class Profiler:
 
     def _write(self, ended: profile) -> None:
         """Write trace and table; a file with its final name is complete."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        # Without its parents: a run directory that is away for a while must not be made anew.
+        self._folder.mkdir(exist_ok=True)
         trace = self._folder / f"step{self._first}-rank{self._rank}.json.gz"
         # Compressed because of the end of its name.
         temporary = trace.with_name(f".{trace.name}.tmp.gz")
-        ended.export_chrome_trace(str(temporary))
-        temporary.replace(trace)
+        try:
+            ended.export_chrome_trace(str(temporary))
+            temporary.replace(trace)
+        except (OSError, RuntimeError):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
         if self._rank == 0:
             on = "cuda" if torch.cuda.is_available() else "cpu"
             table = ended.key_averages().table(

@@ -16,6 +16,7 @@ from training.config import Config
 from training.evaluation import Evaluation, check_inputs
 from training.progress import Progress
 from training.recipe import ConfigError
+from training.unwritten import Unwritten
 
 
 def tokenizer(vocab_size: int, bos_id: int | None) -> Any:
@@ -60,7 +61,7 @@ def test_scores_of_steps_that_will_come_again_are_dropped(tmp_path: Path, rank: 
         (folder / f"{step}.json").touch()
     engine: Any = SimpleNamespace(world=SimpleNamespace(rank=rank))
     unused: Any = None
-    Evaluation(engine, unused, config, unused, unused, unused).drop_after(8)
+    Evaluation(engine, unused, config, unused, unused, unused, Unwritten(print)).drop_after(8)
     assert sorted(path.stem for path in folder.iterdir()) == left
 
 
@@ -84,7 +85,7 @@ def test_when_the_model_is_scored(tmp_path: Path, at_start: bool, every: int, du
     assert config.train.steps == 20
     config = dataclasses.replace(config, eval=EvalConfig(at_start=at_start, every_steps=every))
     unused: Any = None
-    evaluation = Evaluation(unused, unused, config, unused, unused, unused)
+    evaluation = Evaluation(unused, unused, config, unused, unused, unused, Unwritten(print))
     assert [step for step in range(21) if evaluation.is_due(step)] == due
 
 
@@ -112,6 +113,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
         eval=dataclasses.replace(config.eval, posterior_samples=samples),
     )
     given: dict[str, Any] = {}
+    config.run.dir.mkdir()
     monkeypatch.setattr(evaluation, "evaluate", lambda model, **settings: given.update(settings) or {})
     adapter = None if kind == "none" else FakeAdapter()
     engine: Any = SimpleNamespace(
@@ -120,9 +122,9 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     monkeypatch.setattr(evaluation.distributed, "any_rank", bool)
     shown: list[tuple[int, Any]] = []
     monitors: Any = SimpleNamespace(write_scores=lambda step, results: shown.append((step, results)))
-    unused: Any = SimpleNamespace(evaluating=None)
+    unused: Any = SimpleNamespace(evaluating=None, cross=None)
     encoder: Any = SimpleNamespace(bos_id=1, encode=list)
-    assert Evaluation(engine, encoder, config, unused, unused, monitors).run(Progress())
+    assert Evaluation(engine, encoder, config, unused, unused, monitors, Unwritten(print)).run(Progress())
     assert shown == [(0, {})]
     assert given["posterior_samples"] == passed
     if passed:

@@ -1,0 +1,278 @@
+"""`ls` and `verify`: which checkpoints there are, and whether they still are what was written. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_pipeline.commands.formatting import format_bytes
+from data_pipeline.commands.progress import ProgressReporter
+from data_pipeline.commands.tables import print_table
+from training.checkpoint.manifest import MANIFEST, Checkpoint, _is_file_entry, _read, check_file, folders, open_checkpoint
+from training.checkpoint.recorded import recorded_config
+from training.checkpoint.retention import retention_of, scores
+from training.errors import CheckpointError
+from training.files import read_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+READERS = 8
+"""Files that are read at once: hashing keeps a core busy, and shared storage is faster for several readers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a path on the command line names."""
+
+    root: Path
+    """Folder of the checkpoints."""
+    folders: list[Path]
+    """Those that are meant, the newest first."""
+    leftovers: list[Path]
+    """Folders of saves that were not completed, or are not yet."""
+    is_run: bool
+    """Whether all checkpoints of a run are meant, and not a single one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of `ls`."""
+
+    path: Path
+    step: int | None
+    state: Literal["ok", "damaged", "unfinished"]
+    """As far as names and sizes tell."""
+    problem: str | None
+    checkpoint: Checkpoint | None
+    """None unless the state is ok."""
+    kept: list[str]
+    """Why the run keeps it; empty where that is not known."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        manifest = {} if self.checkpoint is None else self.checkpoint.manifest
+        return {
+            "path": str(self.path),
+            "step": self.step,
+            "tokens_seen": None if self.checkpoint is None else self.checkpoint.tokens_seen,
+            "written": manifest.get("written"),
+            "world_size": manifest.get("world_size"),
+            "placement": manifest.get("placement"),
+            "bytes": size_on_disk(self.path),
+            "kept": self.kept,
+            "state": self.state,
+            "problem": self.problem,
+        }
+
+
+def find(path: Path) -> Place:
+    """The checkpoints that a run directory, its folder of checkpoints or a single checkpoint stands for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint")
+    for root in (path / "checkpoints", path):
+        found, leftovers = folders(root), _leftovers(root)
+        if found or leftovers:
+            return Place(root=root, folders=found, leftovers=leftovers, is_run=True)
+    if path.name.isdigit() or (path / MANIFEST).exists():
+        return Place(root=path.parent, folders=[path], leftovers=[], is_run=False)
+    raise CheckpointError(f"{path}: there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint")
+
+
+def _leftovers(root: Path) -> list[Path]:
+    pattern = re.compile(r"\.\d+(\.\w+)?\.(unfinished|replaced)")
+    return sorted(path for path in root.glob(".*") if pattern.fullmatch(path.name)) if root.is_dir() else []
+
+
+def list_checkpoints(paths: Sequence[Path], *, as_json: bool) -> int:
+    """Print a line for every checkpoint, the newest of a run first; return the exit code."""
+    code, listed = 0, []
+    for path in paths:
+        try:
+            place = find(path)
+        except CheckpointError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+            continue
+        entries = entries_of(place)
+        if as_json:
+            listed += [entry.as_dict() for entry in entries]
+        else:
+            _print_entries(place, entries)
+    if as_json:
+        print(json.dumps(listed, indent=1))
+    return code
+
+
+def entries_of(place: Place) -> list[Entry]:
+    """What is in a place, as far as names, sizes and manifests tell."""
+    opened: list[tuple[Path, Checkpoint | CheckpointError]] = []
+    for folder in place.folders:
+        try:
+            opened.append((folder, open_checkpoint(folder)))
+        except CheckpointError as error:
+            opened.append((folder, error))
+    kept = _kept(place, [found for _, found in opened if isinstance(found, Checkpoint)])
+    entries = [
+        Entry(
+            path=folder, step=_step(folder), state="damaged", problem=str(found).removeprefix(f"{folder}/"), checkpoint=None,
+            kept=[],
+        )
+        if isinstance(found, CheckpointError)
+        else Entry(path=folder, step=found.step, state="ok", problem=None, checkpoint=found, kept=kept.get(found.step, []))
+        for folder, found in opened
+    ]  # fmt: skip
+    return entries + [
+        Entry(path=folder, step=_step(folder), state="unfinished", problem=None, checkpoint=None, kept=[])
+        for folder in place.leftovers
+    ]
+
+
+def _step(folder: Path) -> int | None:
+    found = re.match(r"\.?(\d+)", folder.name)
+    return int(found[1]) if found else None
+
+
+def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str]]:
+    """Why the run keeps its checkpoints, by step; nothing where its recipe can't be made out."""
+    if not place.is_run or not checkpoints:
+        return {}
+    run_dir, steps = place.root.parent, [checkpoint.step for checkpoint in checkpoints]
+    epoch = (read_json(run_dir / "run.json") or {}).get("epoch")
+    try:
+        retention = retention_of(recorded_config(checkpoints[0]), epoch.get("rows") if isinstance(epoch, dict) else None)
+        return retention.kept(steps, newest=max(steps), scores=scores(run_dir, retention.best, steps))
+    except ValueError:
+        return {}
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of the files in a folder, which may be disappearing."""
+    total = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _print_entries(place: Place, entries: Sequence[Entry]) -> None:
+    table = _table("step", "tokens", "written", "ranks", "placement", "size", "kept as", "state")
+    for entry in entries:
+        found = entry.as_dict()
+        table.add_row(
+            "" if entry.step is None else f"{entry.step:,}",
+            "" if found["tokens_seen"] is None else f"{found['tokens_seen']:,}",
+            _local_time(found["written"]),
+            str(found["world_size"] or ""),
+            found["placement"] or "",
+            format_bytes(found["bytes"]),
+            ", ".join(entry.kept),
+            entry.state if entry.problem is None else f"{entry.state}: {entry.problem}",
+        )
+    print(place.root if place.is_run else place.folders[0])
+    print_table(table)
+
+
+def _table(*headings: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        is_number = heading in ("step", "tokens", "ranks", "size")
+        made.add_column(heading, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+    return made
+
+
+def _local_time(written: str | None) -> str:
+    try:
+        return datetime.fromisoformat(written or "").astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return ""
+
+
+def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
+    """Read checkpoints and print everything that is damaged in them; return the exit code."""
+    try:
+        places = [find(path) for path in paths]
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    num_checked = num_damaged = 0
+    with ProgressReporter(sys.stderr, unit="bytes") as reporter:
+        for place in places:
+            chosen = place.folders[:1] if only_newest else place.folders
+            good = []
+            for folder in chosen:
+                damages = damages_of(folder, reporter)
+                num_checked, num_damaged = num_checked + 1, num_damaged + bool(damages)
+                if damages:
+                    print(f"{folder}: DAMAGED", *damages, sep="\n  ", flush=True)
+                else:
+                    good.append(folder)
+                    print(f"{folder}: ok, {format_bytes(size_on_disk(folder))}", flush=True)
+            if place.is_run:
+                print(f"{place.root}: {_what_a_start_does(place, good, chosen)}")
+    print(f"{num_damaged:,} of {num_checked:,} checkpoints damaged" if num_damaged else "nothing is damaged")
+    return 1 if num_damaged else 0
+
+
+def _what_a_start_does(place: Place, good: Sequence[Path], checked: Sequence[Path]) -> str:
+    if good:
+        return f"a start of this run continues from step {good[0].name}"
+    if len(checked) < len(place.folders):
+        return "the newest is damaged, and a start of this run looks for an older one; leave out --newest to see which"
+    if not checked:
+        return "there is no complete checkpoint yet; a start of this run begins at step 0"
+    return "every checkpoint is damaged, and a start of this run is refused; remove the folder to start over at step 0"
+
+
+def damages_of(folder: Path, reporter: ProgressReporter) -> list[str]:
+    """Read all of a checkpoint; everything that is wrong with it, with the files' names."""
+    try:
+        checkpoint = _with_valid_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    files, damages, done = checkpoint.manifest["files"], [], 0
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        for entry, damage in zip(files, pool.map(partial(_damage, checkpoint), files), strict=True):
+            done += entry["bytes"]
+            reporter.report(f"reading {folder}", done, checkpoint.bytes)
+            damages += [] if damage is None else [damage]
+    return damages
+
+
+def _with_valid_manifest(folder: Path) -> Checkpoint:
+    """A checkpoint whose files may be anything."""
+    manifest = _read(folder / MANIFEST)
+    if not all(map(_is_file_entry, manifest["files"])):
+        raise CheckpointError(f"{folder / MANIFEST}: its list of files makes no sense")
+    return Checkpoint(path=folder, manifest=manifest)
+
+
+def _damage(checkpoint: Checkpoint, entry: dict[str, Any]) -> str | None:
+    path = checkpoint.path / entry["name"]
+    if not path.is_file():
+        return f"{path}: missing"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{path}: has {size} bytes instead of {entry['bytes']}"
+    try:
+        check_file(checkpoint, entry)
+    except CheckpointError as error:
+        return str(error)
+    return None

@@ -1,0 +1,326 @@
+"""Where a start of a run begins: at its own newest checkpoint, at one that was given, or at the one it branches from.
+
+All of it is decided from manifests and run.json, before any process group exists; whether the files of the chosen checkpoint
+are what was written is looked at when they are loaded (training/saving.py). No torch in here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from training.checkpoint import storage
+from training.checkpoint.manifest import Checkpoint, candidates, folders, open_checkpoint
+from training.config import Config, to_dict
+from training.errors import CheckpointError
+from training.files import read_json, sync_folder, write_json
+from training.length import resolve
+from training.recipe import ConfigError
+from training.record import FINGERPRINTS, MAY_CHANGE, differences, listing
+
+Resume = Literal["auto", "never"] | Path
+"""--resume: the newest good checkpoint, none, or this one."""
+
+BRANCH_MAY_CHANGE = (
+    *MAY_CHANGE,
+    "run.branch_from",
+    "train.steps",
+    "train.tokens",
+    "train.epochs",
+    "train.gradient_clipping",
+    "train.spike_",
+    "optim",
+    "eval",
+)
+"""Settings that may differ between a run and its branches."""
+
+BRANCH_KEEPS = ("optim.kind", "optim.no_decay", "optim.lr_ratio")
+"""Exceptions from these: states of an optimizer, and its numbers of updates by parameter group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a start of a run begins: at the newest good checkpoint in `root`, else at `checkpoint`, else with nothing."""
+
+    root: Path | None = None
+    """The run's own checkpoints; None: they do not count."""
+    checkpoint: Path | None = None
+    """A checkpoint that must be good where none of `root` is."""
+    kind: Literal["beginning", "own", "given", "branch"] = "beginning"
+    """What that will be, as far as manifests tell."""
+    step: int = 0
+    """Steps done by then."""
+    sets_aside: int | None = None
+    """Own checkpoints of later steps than this one are not continued, and are to be moved before anything is saved."""
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+    """Of base, adapter to start with, tokenizer and data, as the manifest of `checkpoint` has them where it will be used."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What run.json remembers of all this: branched_from and origins."""
+    lines: tuple[str, ...] = ()
+    """What is to be said to whoever started the run."""
+
+
+def find_origin(config: Config, resume: Resume = "auto", *, is_restart: bool = False) -> Origin:
+    """Where a start with this command line begins; nothing is changed.
+
+    Args:
+        config: whose run directory fits.
+        resume: what --resume says.
+        is_restart: the launcher repeats the command line, so that `never` was meant for its first start.
+
+    Raises:
+        ConfigError: it can't begin there.
+    """
+    record = read_json(config.run.dir / "run.json") or {}
+    root = config.run.dir / "checkpoints"
+    if isinstance(resume, Path) and resume not in (config.run.dir, root):
+        return _given(config, resume, record, root)
+    if resume == "never" and not is_restart and (own := folders(root)):
+        raise ConfigError(
+            [f"--resume never: {root} has checkpoints already, the newest of step {own[0].name}; choose another run.dir, or "
+             "leave --resume out to go on from there"]
+        )  # fmt: skip
+    return _as_before(config, record, root)
+
+
+def origin_problems(config: Config, resume: Resume = "auto", *, is_restart: bool = False) -> list[str]:
+    """Why a start with this command line can't begin where it should; [] when it can."""
+    try:
+        find_origin(config, resume, is_restart=is_restart)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _as_before(config: Config, record: Mapping[str, Any], root: Path, lines: tuple[str, ...] = ()) -> Origin:
+    """The run's own newest checkpoint; before it has one, where it began before, or its branch point, or nothing."""
+    facts = _facts(record)
+    # What a run was given replaces what it began with; of its own checkpoints the newest one counts.
+    start = next((known for known in facts.get("origins", [])[::-1] if Path(known["path"]).parent != root), None)
+    kind: Literal["given", "branch"] = "branch" if start is None else "given"
+    start = start or facts.get("branched_from")
+    if own := folders(root):
+        return Origin(root=root, kind="own", step=int(own[0].name), facts=facts, lines=lines)
+    if record.get("status") == "done" or (start is None and config.run.branch_from is None):
+        return Origin(root=root, facts=facts, lines=lines)
+    if start is None:
+        found = _branch_point(config)
+        facts |= {"branched_from": _entry(found)}
+        lines += (f"branches from {found.path}",)
+    else:
+        found = _same_again(start, config, kind)
+    return Origin(
+        root=root, checkpoint=found.path, kind=kind, step=found.step,
+        fingerprints=found.manifest["fingerprints"], facts=facts, lines=lines,
+    )  # fmt: skip
+
+
+def _given(config: Config, path: Path, record: Mapping[str, Any], root: Path) -> Origin:
+    """The checkpoint that --resume names, unless this run has gone on from it before."""
+    facts = _facts(record)
+    origins = facts.get("origins", [])
+    problem, found = None, None
+    try:
+        found = locate(path)
+    except CheckpointError as error:
+        problem = error
+    repeated = next((known for known in origins if _is_repeated(known, path, found)), None)
+    if repeated is not None:
+        # A launcher that starts a run again repeats its command line.
+        line = (
+            f"--resume {path}: this run has gone on from there before, and continues from its newest checkpoint; to go back "
+            f"there once more, move the later ones out of {root}"
+        )
+        return _as_before(config, record, root, (line,))
+    if found is None:
+        raise ConfigError([f"--resume: {problem}"]) from problem
+    if lines := differences(found.manifest["config"], to_dict(config)):
+        raise ConfigError(
+            [f"--resume {path}: was saved by a different recipe; to go on from it with this one, leave --resume out and set "
+             f"run.branch_from, in another run.dir:{listing(lines)}"]
+        )  # fmt: skip
+    facts |= {"origins": [*origins, _entry(found) | {"given": str(path)}]}
+    return Origin(
+        checkpoint=found.path, kind="given", step=found.step,
+        # Those beside a checkpoint from elsewhere are of another history, and none may be taken for this one's.
+        sets_aside=found.step if found.path.parent == root else -1,
+        fingerprints=found.manifest["fingerprints"], facts=facts,
+        lines=(f"goes on from step {found.step} of {found.path.parent}, as --resume says",),
+    )  # fmt: skip
+
+
+def _is_repeated(known: Mapping[str, Any], path: Path, found: Checkpoint | None) -> bool:
+    """Whether --resume names what a run has begun with before, which may be gone by now."""
+    is_same_path = known["given"] == str(path)
+    if found is None or known["path"] != known["given"]:
+        return is_same_path
+    return bool(known["sha256"] == found.manifest["sha256"])
+
+
+def _branch_point(config: Config) -> Checkpoint:
+    """The checkpoint that run.branch_from names.
+
+    Raises:
+        ConfigError: it can't be used.
+    """
+    path = config.run.branch_from
+    assert path is not None
+    shown = f'run.branch_from = "{path}"'
+    if path.is_relative_to(config.run.dir):
+        raise ConfigError([f"{shown}: lies in this run's own run.dir; a branch needs a directory of its own"])
+    try:
+        found = locate(path)
+    except CheckpointError as error:
+        raise ConfigError([f"run.branch_from: {error}"]) from error
+    lines = differences(found.manifest["config"], to_dict(config), BRANCH_MAY_CHANGE, BRANCH_KEEPS)
+    if lines:
+        raise ConfigError(
+            [f"{shown}: a branch can't differ in these settings from the run it branches from; give them its values:"
+             f"{listing(lines)}"]
+        )  # fmt: skip
+    if config.has_lengths() and (problems := too_short(resolve(config, None), found.step)):
+        raise ConfigError(problems)
+    return found
+
+
+def too_short(config: Config, step: int) -> list[str]:
+    """Why a run of this resolved length can't begin after `step` steps; [] when it can."""
+    if config.run.branch_from is None or config.train.steps > step:
+        return []
+    train = config.train
+    name = "tokens" if train.tokens is not None else "epochs" if train.epochs is not None else "steps"
+    per_step = train.global_batch_rows * config.data.seq_len
+    return [
+        f"train.{name} = {getattr(train, name)}: the run ends at step {train.steps}, and begins after step {step} "
+        f"({step * per_step:.3g} tokens), where run.branch_from is; steps count from the beginning of the run it branches from"
+    ]
+
+
+def _same_again(start: Mapping[str, Any], config: Config, kind: str) -> Checkpoint:
+    """The checkpoint that the run began with before.
+
+    Raises:
+        ConfigError: it is not there any more.
+    """
+    what = "was branched from" if kind == "branch" else "went on from"
+    try:
+        found = open_checkpoint(Path(start["path"]))
+    except CheckpointError as error:
+        raise ConfigError(
+            [
+                f'run.dir = "{config.run.dir}": has no checkpoint of its own yet, and the one it {what} can\'t be used: {error}'
+            ]
+        ) from error
+    if found.manifest["sha256"] != start["sha256"]:
+        raise ConfigError(
+            [f'run.dir = "{config.run.dir}": {what} {found.path}, where there is another checkpoint now; remove the run '
+             "directory to begin with that one"]
+        )  # fmt: skip
+    return found
+
+
+def locate(path: Path) -> Checkpoint:
+    """The checkpoint that a path means: a checkpoint's folder, or the newest one of a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder")
+    root = path if folders(path) else path / "checkpoints"
+    if not root.is_dir() and not (path / "run.json").exists():
+        return open_checkpoint(path)
+    damages = []
+    for found in candidates(root):
+        if isinstance(found, Checkpoint):
+            return found
+        damages.append(str(found))
+    raise CheckpointError(f"{path}: has no checkpoint that is whole{'; ' if damages else ''}{'; '.join(damages[:1])}")
+
+
+def content_problems(origin: Origin, facts: Mapping[str, Any]) -> list[str]:
+    """What a run loads that has other content than what the checkpoint it begins with was trained on; [] when nothing has.
+
+    Args:
+        origin: of the run.
+        facts: the entries of run.json that are in FINGERPRINTS.
+    """
+    return [
+        f"{origin.checkpoint}: was trained with {what} of other content than now; put it back"
+        for name, what in FINGERPRINTS.items()
+        if (key := name.removesuffix("_fingerprint")) in origin.fingerprints and origin.fingerprints[key] != facts[name]
+    ]
+
+
+def prepare(origin: Origin, config: Config) -> list[str]:
+    """Do what must be done before a start that begins there: move checkpoints aside, take over step-0 scores.
+
+    Only one process may do it, which holds the run's lock. What it is interrupted in is done by the next start.
+
+    Returns:
+        what to say about it.
+    """
+    lines = list(origin.lines)
+    if origin.sets_aside is not None:
+        root = config.run.dir / "checkpoints"
+        # What an earlier start was killed in may hide one of them.
+        storage.tidy_up(root)
+        if later := [path for path in folders(root) if int(path.name) > origin.sets_aside]:
+            steps = ", ".join(path.name for path in reversed(later))
+            lines.append(f"checkpoints that are not continued were moved to {set_aside(root, later)}: {steps}")
+    if origin.kind == "branch" and origin.checkpoint is not None:
+        lines += take_over_scores(origin.checkpoint, config)
+    return lines
+
+
+def set_aside(root: Path, checkpoints: Sequence[Path]) -> Path:
+    """Move some of a run's checkpoints, the newest first, into a new folder checkpoints/set-aside-<n> and return it.
+
+    Whatever is left after a kill in the middle are checkpoints of one history.
+    """
+    folder = next(path for n in itertools.count(1) if not (path := root / f"set-aside-{n}").exists())
+    folder.mkdir()
+    for path in checkpoints:
+        path.rename(folder / path.name)
+    sync_folder(folder)
+    sync_folder(root)
+    return folder
+
+
+def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
+    """Give a branch the scores of step 0 that its parent run has for the same tasks; forgetting is measured against them.
+
+    Returns:
+        what to say about it.
+    """
+    wanted = to_dict(config.eval.tasks) if config.eval.at_start else {}
+    target = config.run.dir / "evals" / "0.json"
+    if not wanted or target.exists():
+        return []
+    run = next((folder for folder in checkpoint.parents if (folder / "run.json").exists()), None)
+    if run is None:
+        return [f"{checkpoint} is in no run directory, so there are no scores of step 0 to take over"]
+    theirs = ((read_json(run / "run.json") or {}).get("config") or {}).get("eval", {}).get("tasks", {})
+    content = read_json(run / "evals" / "0.json") or {}
+    scored = content.get("tasks") or {}
+    same = [name for name in wanted if name in scored and theirs.get(name) == wanted[name]]
+    lines = []
+    if missing := [name for name in wanted if name not in same]:
+        lines.append(f"{run} has no scores of step 0 with the same settings for {', '.join(missing)}: no difference to the "
+                     "start can be reported")  # fmt: skip
+    if same:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, {**content, "tasks": {name: scored[name] for name in same}})
+        lines.append(f"scores of step 0 of {', '.join(same)} are those of {run}")
+    return lines
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("branched_from", "origins") if record.get(name)}
+
+
+def _entry(found: Checkpoint) -> dict[str, Any]:
+    return {"path": str(found.path), "step": found.step, "sha256": found.manifest["sha256"]}
