@@ -19,6 +19,7 @@ class LogFile(logging.Handler):
         self._file = AppendedFile(path)
         self._next_attempt = 0.0
         self._refusal: OSError | None = None
+        self._is_told = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
@@ -45,7 +46,7 @@ class LogFile(logging.Handler):
     def close(self) -> None:
         """Write what waits, or say on stderr what is missing."""
         self.flush()
-        if self._refusal is not None:
+        if self._refusal is not None and not self._is_told:
             print(f"missing: {self._file} ({self._refusal.strerror})", file=sys.stderr, flush=True)
-            self._refusal = None
+            self._is_told = True
         super().close()

@@ -103,8 +103,7 @@ def train(
             give_up(progress, saver, config)
         if is_stopped:
             return saver.stopped(progress)
-        is_due = progress.step % config.checkpoint.every_steps == 0 or saver.is_retry_due
-        if is_last or (is_due and result.is_applied):
+        if is_last or (saver.is_due(progress.step) and result.is_applied):
             progress.rewinds_in_a_row = 0
             saver.save(progress)
 

@@ -104,6 +104,7 @@ def run(
     from training import placements
     from training.agreement import refuse_disagreement, refuse_problems
     from training.boundary import Boundary
+    from training.checkpoint.retention import retention_of
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
     from training.distributed import from_rank_0, gather, init_distributed
@@ -114,6 +115,7 @@ def run(
     from training.loop import Watchers, train
     from training.model.assembly import assemble
     from training.model.build import base_fingerprint, count_parameters, folder_fingerprint
+    from training.origin import content_problems, prepare, too_short
     from training.prefetch import StepBatches
     from training.progress import Progress
     from training.saving import Saver
@@ -141,9 +143,13 @@ def run(
     stream = open_data(command.config, world, display.preparing)
     on_exit.enter_context(stream)
     epoch = length_of_epoch(command.config, stream, world)
-    config = resolve(command.config, epoch["rows"] if epoch else None)
+    rows_per_epoch = epoch["rows"] if epoch else None
+    config = resolve(command.config, rows_per_epoch)
     if problems := list(config.length_problems()):
         raise ConfigError([f"{name}: {message}" for name, message in problems])
+    origin = from_rank_0(lambda: command.origin, world)
+    if too_early := too_short(config, origin.step):
+        raise ConfigError(too_early)
     display.expect(config.train.steps)
     assembly = assemble(config, ds_config, world, device)
     parameters = count_parameters(assembly.model)
@@ -159,16 +165,20 @@ def run(
         "data_fingerprint": stream.fingerprint,
     }
     record.refuse_changes(facts)
-    record.open(command.config, facts, steps=config.train.steps)
+    if others := content_problems(origin, facts):
+        raise ConfigError(others)
+    for line in from_rank_0(lambda: prepare(origin, config), world):
+        display.say(line)
+    record.open(command.config, {**facts, **origin.facts}, steps=config.train.steps)
     engine = Engine(assembly, config, ds_config, world)
 
     batches = StepBatches(stream, config, rank=world.rank)
     on_exit.enter_context(batches)
     progress = Progress()
-    saver = Saver(engine, batches, config, record, display)
+    saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch), lifeline)
     on_exit.callback(saver.close)
     boundary = Boundary(stop, saver)
-    if saver.resume(progress):
+    if saver.resume(progress, origin):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say)
     on_exit.callback(monitors.close)

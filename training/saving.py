@@ -28,6 +28,7 @@ from training import distributed
 from training.checkpoint import storage
 from training.checkpoint.image import Copying, ShardImage, shard_name, sizes_of
 from training.checkpoint.manifest import Checkpoint, check_file, folders, open_checkpoint
+from training.checkpoint.retention import Retention, scores
 from training.checkpoint.slices import read_state
 from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
 from training.config import Config, to_dict
@@ -35,6 +36,8 @@ from training.distributed import from_rank_0
 from training.duration import parse_duration
 from training.engine import Engine
 from training.errors import CheckpointError
+from training.lifeline import Lifeline
+from training.origin import Origin
 from training.prefetch import StepBatches
 from training.progress import Progress
 from training.record import FINGERPRINTS, RunRecord, versions
@@ -83,9 +86,12 @@ class Saver:
         config: Config,
         record: RunRecord,
         display: Display,
+        retention: Retention,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self._engine, self._batches, self._config = engine, batches, config
         self._record, self._display = record, display
+        self._retention, self._lifeline = retention, lifeline
         self._world = engine.world
         self._stall_seconds = 0.0
         self.saved_step: int | None = None
@@ -104,6 +110,10 @@ class Saver:
     def root(self) -> Path:
         """Folder of the run's checkpoints."""
         return self._config.run.dir / "checkpoints"
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be made after `step` steps; not a collective."""
+        return self._retention.is_due(step) or self.is_retry_due
 
     def save(self, progress: Progress, *, keep_all: bool = False) -> None:
         """Begin to save the current step, unless that was done; waits until an earlier save is over.
@@ -232,11 +242,11 @@ class Saver:
     def _unwanted(self, step: int) -> list[int]:
         """Older checkpoints that are not needed once there is one of this step (rank 0)."""
         try:
-            # Not counted: a later step's folder, which can only be one that was damaged when this run resumed.
-            earlier = [int(folder.name) for folder in folders(self.root) if int(folder.name) < step]
+            existing = [int(folder.name) for folder in folders(self.root)]
+            found = scores(self._config.run.dir, self._retention.best, existing)
         except OSError:
             return []
-        return earlier[self._config.checkpoint.keep - 1 :]
+        return [each for each in self._retention.superfluous(existing, newest=step, scores=found) if each != step]
 
     def _end(self, pending: Pending, answer: dict[str, Any]) -> None:
         if "error" in answer:
@@ -285,6 +295,8 @@ class Saver:
             # The others wait in the all-reduce for the slowest.
             is_busy = distributed.any_rank(self.is_busy())
             if is_busy:
+                if self._lifeline is not None:
+                    self._lifeline.at(f"saving step {self._pending.step}")
                 time.sleep(0.02)
             self.go_on(is_any_busy=is_busy, is_retry_due=False)
 
@@ -314,11 +326,17 @@ class Saver:
         self.settle(progress)
         return False
 
-    def resume(self, progress: Progress) -> bool:
-        """Continue from the newest good checkpoint, if there is one; return whether there was."""
+    def resume(self, progress: Progress, origin: Origin) -> bool:
+        """Continue where this start begins, if that is at a checkpoint; return whether it is.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or was not made by such a run.
+        """
         if problem := from_rank_0(lambda: _tidied(self.root), self._world):
             raise CheckpointError(problem)
-        found = self._newest()
+        found = None if origin.root is None else self._newest(origin.root)
+        if found is None and origin.checkpoint is not None:
+            found = self._good(origin.checkpoint)
         if found is None:
             return False
         self._load(found, progress)
@@ -328,7 +346,7 @@ class Saver:
     def rewind(self, progress: Progress) -> bool:
         """Put the model back to the newest good checkpoint, and the data not; return whether there was one."""
         self.finish()
-        found = self._newest()
+        found = self._newest(self.root)
         if found is None:
             return False
         self._load(found, progress)
@@ -336,21 +354,33 @@ class Saver:
         self._is_rewound = True
         return True
 
-    def _newest(self) -> Checkpoint | None:
-        """The newest good checkpoint; its files are read and hashed by all ranks, some each."""
-        waiting = folders(self.root) if self._world.rank == 0 else []
+    def _newest(self, root: Path) -> Checkpoint | None:
+        """The newest good checkpoint under `root`."""
+        waiting = folders(root) if self._world.rank == 0 else []
         num_damaged = 0
-        while (found := from_rank_0(lambda: _opened(waiting), self._world)) is not None:
-            damage = str(found) if isinstance(found, CheckpointError) else self._damage(found)
-            if damage is None:
-                return found
-            self._display.say(f"damaged checkpoint ignored: {damage}")
-            num_damaged += 1
+        while (folder := from_rank_0(lambda: waiting.pop(0) if waiting else None, self._world)) is not None:
+            try:
+                return self._good(folder)
+            except CheckpointError as error:
+                self._display.say(f"damaged checkpoint ignored: {error}")
+                num_damaged += 1
         if num_damaged:
-            raise CheckpointError(
-                f"{self.root}: every checkpoint is damaged; remove the folder to start over at step 0"
-            )
+            raise CheckpointError(f"{root}: every checkpoint is damaged; remove the folder to start over at step 0")
         return None
+
+    def _good(self, folder: Path) -> Checkpoint:
+        """A checkpoint whose files are what was written: all ranks read and hash them, some each.
+
+        Raises:
+            CheckpointError: on all ranks, when it is damaged.
+        """
+        found = from_rank_0(lambda: _opened(folder), self._world)
+        if isinstance(found, CheckpointError):
+            raise found
+        assert isinstance(found, Checkpoint)
+        if (damage := self._damage(found)) is not None:
+            raise CheckpointError(damage)
+        return found
 
     def _damage(self, found: Checkpoint) -> str | None:
         """What is wrong with the content of a checkpoint."""
@@ -374,7 +404,8 @@ class Saver:
         engine.load_local_state(state, found.manifest["optimizer_steps"])
         for name, value in found.manifest["progress"].items():
             setattr(progress, name, value)
-        self.saved_step = progress.step
+        # One from elsewhere is not among this run's own yet.
+        self.saved_step = progress.step if found.path.parent == self.root else None
 
     def take_stall_seconds(self) -> float:
         """Seconds that training stood still for saving since the last call; not a collective."""
@@ -396,12 +427,10 @@ def _tidied(root: Path) -> str | None:
     return None
 
 
-def _opened(waiting: list[Path]) -> Checkpoint | CheckpointError | None:
-    """The next of some folders as a checkpoint, or why it is none; None after the last."""
-    if not waiting:
-        return None
+def _opened(folder: Path) -> Checkpoint | CheckpointError:
+    """A folder as a checkpoint, or why it is none."""
     try:
-        return open_checkpoint(waiting.pop(0))
+        return open_checkpoint(folder)
     except CheckpointError as error:
         return error
 

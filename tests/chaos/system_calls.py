@@ -9,15 +9,21 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import json
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 NAMES = (
     "open", "close", "write", "writev", "pwrite", "pwritev", "sendfile", "copy_file_range", "truncate", "ftruncate",
     "posix_fallocate", "fsync", "fdatasync", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink",
 )  # fmt: skip
+
+WRITER = "training.checkpoint.writer_process"
+"""The program that writes a rank's part of checkpoints."""
 
 Perform = Callable[..., Any]
 Handler = Callable[[str, Perform, tuple[Any, ...], dict[str, Any]], Any]
@@ -50,30 +56,25 @@ def _through(handler: Handler, name: str, perform: Perform) -> Perform:
 class Killer:
     """A handler that kills the process at its n-th point: one is before every call, one in the middle of every write."""
 
-    def __init__(self, point: int) -> None:
-        """Count points from 1."""
-        self._left = point
+    def __init__(self, point: int, tell: Callable[[str], object] = lambda call: None) -> None:
+        """Count points from 1; `tell` gets the name of the call before the end."""
+        self._left, self._tell = point, tell
 
     def __call__(self, name: str, perform: Perform, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        self._pass()
+        self._pass(f"before os.{name}")
         if name == "write":
             descriptor, data = arguments
             view = memoryview(data).cast("B")
             if self._left == 1:
                 perform(descriptor, view[: len(view) // 2])
-            self._pass()
+            self._pass("in the middle of os.write")
         return perform(*arguments, **options)
 
-    def _pass(self) -> None:
+    def _pass(self, where: str) -> None:
         self._left -= 1
         if self._left == 0:
-            kill_this_process()
-
-
-def kill_this_process() -> NoReturn:
-    """End it at once, without any cleaning up."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("outlived SIGKILL")
+            self._tell(where)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_at(point: int, action: Callable[[], object]) -> bool:
@@ -91,8 +92,6 @@ def killed_at(point: int, action: Callable[[], object]) -> bool:
             code = 0
         finally:
             if code:
-                import traceback
-
                 traceback.print_exc()
             os._exit(code)
     _, status = os.waitpid(child, 0)
@@ -100,3 +99,21 @@ def killed_at(point: int, action: Callable[[], object]) -> bool:
         return True
     assert status == 0, f"the child ended with wait status {status}"
     return False
+
+
+def kill_where_asked() -> None:
+    """In a Python that is just starting: have it kill itself where CHAOS_KILL says, if it runs the program named there.
+
+    CHAOS_KILL is a JSON object: `program`, as in `python -m program`; `point`; `words`, a file for what it did last.
+    """
+    asked = json.loads(os.environ.get("CHAOS_KILL", "{}"))
+    if asked.get("program") not in sys.orig_argv:
+        return
+    who = f"{'writer' if asked['program'] == WRITER else 'rank'} {os.environ.get('RANK')}"
+    words, say = os.open(asked["words"], os.O_WRONLY | os.O_CREAT, 0o666), os.pwrite
+
+    def tell(where: str) -> None:
+        say(words, f"{who} killed itself {where}, point {asked['point']}".encode(), 0)
+
+    # For as long as the process lives.
+    contextlib.ExitStack().enter_context(intercepted(Killer(asked["point"], tell)))

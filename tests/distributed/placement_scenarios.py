@@ -62,7 +62,7 @@ def resumed_in(recipe: str, cases: dict[str, list[str]], last: int) -> dict[str,
     for name, overrides in cases.items():
         run = Run(recipe, overrides, world)
         progress = Progress()
-        assert run.saver().resume(progress)
+        assert run.resume(progress)
         run.hash = progress.data_hash
         found[name] = run.train(progress.step, last)
         run.engine.placement.close()

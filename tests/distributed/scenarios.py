@@ -19,6 +19,7 @@ from monteclora import Adapter, HiddenKey, attach_adapter, attach_hidden_key
 from training import placements
 from training.batches import HASH_SIZE, chain_hash, row_hash
 from training.checkpoint.image import shard_name, streamed
+from training.checkpoint.retention import retention_of
 from training.checkpoint.storage import write_file
 from training.config import Config
 from training.distributed import device_of, init_distributed
@@ -27,7 +28,9 @@ from training.engine import Engine
 from training.loop import take_batch
 from training.model.assembly import assemble
 from training.model.loss import IGNORE, summed_cross_entropy
+from training.origin import Origin
 from training.prefetch import StepBatches
+from training.progress import Progress
 from training.randomness import micro_batch_seed
 from training.recipe import load_config
 from training.record import RunRecord
@@ -84,7 +87,12 @@ class Run:
 
     def saver(self) -> Saver:
         record = RunRecord(self.config.run.dir, self.engine.world)
-        return Saver(self.engine, self.batches, self.config, record, Display(label="test", steps=1, is_shown=False))
+        display = Display(label="test", steps=1, is_shown=False)
+        return Saver(self.engine, self.batches, self.config, record, display, retention_of(self.config, None))
+
+    def resume(self, progress: Progress) -> bool:
+        """Go on from the run's newest checkpoint."""
+        return self.saver().resume(progress, Origin(root=self.config.run.dir / "checkpoints"))
 
 
 def attach(model: Any, config: Config) -> tuple[Adapter | None, HiddenKey | None]:
@@ -324,7 +332,7 @@ def resume_and_continue(recipe: str, overrides: list[str], last: int) -> dict[st
 
     run = Run(recipe, overrides, start())
     progress = Progress()
-    assert run.saver().resume(progress)
+    assert run.resume(progress)
     run.hash = progress.data_hash
     return {"step": progress.step, "after": run.train(progress.step, last)}
 

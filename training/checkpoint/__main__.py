@@ -103,20 +103,40 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", "an adapter or a model for other software", EXPORT)
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=f"{PLACES}; of several the newest good one")
     export.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder (default: RUN/export-STEP)")
-    export.add_argument("--format", choices=("auto", "adapter", "merged", "full"), default="auto", help="see above (default: auto)")
+    export.add_argument(
+        "--format", choices=("auto", "adapter", "merged", "full"), default="auto", help="see above (default: auto)"
+    )
     export.add_argument(
         "--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
         help="of what is written. auto: as the run has it, so that the files are those of its own export; others are rounded once, "
         "from the fp32 masters in the checkpoint (default: auto)",
     )  # fmt: skip
-    export.add_argument("--base", type=Path, metavar="DIR", help="where the base is now (default: model.base of the run)")
+    export.add_argument(
+        "--base", type=Path, metavar="DIR", help="where the base is now (default: model.base of the run)"
+    )
     export.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="where the tokenizer is now (default: data.tokenizer of the run)"
     )
     export.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file, in KB, MB, GB or TB (default: 5GB)"
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="largest weight file, in KB, MB, GB or TB (default: 5GB)",
     )
     return parser
+
+
+def _bytes(text: str) -> int:
+    """A size such as 500MB or 5GB."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = text[:-2].strip(), text[-2:].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write a number and KB, MB, GB or TB, such as 5GB")
+    return size
 
 
 def _command(

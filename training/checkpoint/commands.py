@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_pipeline.commands.formatting import format_bytes
 from data_pipeline.commands.progress import ProgressReporter
 from data_pipeline.commands.tables import print_table
-from training.checkpoint.manifest import MANIFEST, Checkpoint, _is_file_entry, _read, check_file, folders, open_checkpoint
+from training.checkpoint.manifest import (
+    MANIFEST,
+    Checkpoint,
+    _is_file_entry,
+    _read,
+    check_file,
+    folders,
+    open_checkpoint,
+)
 from training.checkpoint.recorded import recorded_config
 from training.checkpoint.retention import retention_of, scores
 from training.errors import CheckpointError
@@ -82,14 +90,18 @@ def find(path: Path) -> Place:
         CheckpointError: there is none.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint")
+        raise CheckpointError(
+            f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint"
+        )
     for root in (path / "checkpoints", path):
         found, leftovers = folders(root), _leftovers(root)
         if found or leftovers:
             return Place(root=root, folders=found, leftovers=leftovers, is_run=True)
     if path.name.isdigit() or (path / MANIFEST).exists():
         return Place(root=path.parent, folders=[path], leftovers=[], is_run=False)
-    raise CheckpointError(f"{path}: there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint")
+    raise CheckpointError(
+        f"{path}: there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint"
+    )
 
 
 def _leftovers(root: Path) -> list[Path]:
@@ -153,7 +165,9 @@ def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str
     run_dir, steps = place.root.parent, [checkpoint.step for checkpoint in checkpoints]
     epoch = (read_json(run_dir / "run.json") or {}).get("epoch")
     try:
-        retention = retention_of(recorded_config(checkpoints[0]), epoch.get("rows") if isinstance(epoch, dict) else None)
+        retention = retention_of(
+            recorded_config(checkpoints[0]), epoch.get("rows") if isinstance(epoch, dict) else None
+        )
         return retention.kept(steps, newest=max(steps), scores=scores(run_dir, retention.best, steps))
     except ValueError:
         return {}

@@ -8,11 +8,10 @@ exported.) There is no process group, no GPU and no DeepSpeed here, and the worl
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,25 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 
 from data_pipeline import load_tokenizer
 from data_pipeline.commands.progress import ProgressReporter
 from data_pipeline.errors import PipelineError
-from monteclora import Adapter, attach_adapter, save_peft
+from monteclora import attach_adapter, save_peft
 from monteclora.errors import AdapterError
 from monteclora.fingerprint import base_fingerprint, frozen_weights
 from monteclora.merge import check_mergeable, merged_weight
 from training.checkpoint.commands import damages_of, find
-from training.checkpoint.image import shard_name
+from training.checkpoint.image import header, shard_name
 from training.checkpoint.manifest import Checkpoint, open_checkpoint
 from training.checkpoint.recorded import recorded_config
 from training.checkpoint.slices import check_parameters, overlaps
 from training.checkpoint.storage import write_file
-from training.config import Config, looks_like_path
+from training.config import Config, ModelConfig, looks_like_path
 from training.errors import CheckpointError, ModelError
-from training.export import live_names
-from training.files import sync_file, sync_folder
-from training.model.base_files import DamagedFile, read_header
+from training.files import sync_folder, write_json
+from training.model.base_files import read_header
 from training.model.build import folder_fingerprint, random_model
 from training.model.loading import base_folder, empty_model, fill_model, open_weights
 
@@ -64,46 +63,329 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is done about it: everything that is known before weights are read."""
+    """What is done about it, as far as it is known before any weight is read."""
 
     checkpoint: Checkpoint
     config: Config
-    out: Path
+    """Of the run, with the base where it is now."""
+    base: Path | None
+    """Folder of the base; None of a run that drew its weights."""
+    tokenizer_files: list[Path]
     format: str
     """adapter, merged or full."""
     dtype: torch.dtype | None
     """Of what is written; None: as the run has it."""
     max_shard_size: int
     """Bytes."""
-    base: Path | None
-    """Folder of the base; None of a run that drew its weights."""
-    tokenizer_files: list[Path]
+    out: Path
 
 
 def export_checkpoint(request: Request) -> int:
-    """Export as asked, telling how it goes; return the exit code."""
+    """Export as asked, and tell how it goes; return the exit code."""
     try:
         with ProgressReporter(sys.stderr, unit="bytes") as reporter:
             plan = _verified_plan(request, reporter)
-            _write(plan, reporter)
+            _check_base(plan)
+            _publish(plan, reporter)
     except (CheckpointError, ModelError, AdapterError, PipelineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or request.checkpoint}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'export'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(f"exported step {plan.checkpoint.step} of {plan.config.run.dir} ({plan.format}) to {plan.out}")
+    print(f"exported step {plan.checkpoint.step} ({plan.format}) to {plan.out}")
     return 0
 
 
 def _verified_plan(request: Request, reporter: ProgressReporter) -> Plan:
-    """The newest checkpoint that is undamaged, and what to make of it."""
-    damaged = []
+    """What is to be done with the newest undamaged checkpoint."""
     for folder in find(request.checkpoint).folders:
         try:
-            # All that takes no time first.
-            plan = make_plan(open_checkpoint(folder), request)
-        ...
-    raise CheckpointError
+            checkpoint = open_checkpoint(folder)
+        except CheckpointError as error:
+            damages = [str(error)]
+        else:
+            # Whatever is wrong with the request is told before everything is read.
+            plan = make_plan(checkpoint, request)
+            if not (damages := damages_of(folder, reporter)):
+                return plan
+        for damage in damages:
+            print(f"damaged: {damage}", file=sys.stderr)
+    raise CheckpointError(f"{request.checkpoint}: there is no undamaged checkpoint, so nothing is exported")
 
 
+def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
+    """Settle what is written, where, and from which files.
+
+    Raises:
+        CheckpointError: it can't be done; says why, and with which option it could.
+    """
+    config = recorded_config(checkpoint)
+    root = checkpoint.path.parent
+    out = request.out or (root.parent if root.name == "checkpoints" else root) / f"export-{checkpoint.step}"
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"--out {out}: is there already; name a new or empty folder, or remove it")
+    config = dataclasses.replace(config, model=_model_config(config.model, request.base))
+    return Plan(
+        checkpoint=checkpoint,
+        config=config,
+        base=None if config.model.base is None else _base_folder(config.model),
+        tokenizer_files=_tokenizer_files(checkpoint, request.tokenizer or config.data.tokenizer),
+        format=_format(config, request.format),
+        dtype=DTYPES.get(request.dtype),
+        max_shard_size=request.max_shard_size,
+        out=out,
+    )
+
+
+def _format(config: Config, wanted: str) -> str:
+    kind = config.adapter.kind
+    if wanted == "auto":
+        return "full" if kind == "none" else "merged" if config.checkpoint.export_merged else "adapter"
+    if kind == "none" and wanted != "full":
+        raise CheckpointError(f"--format {wanted}: the run trained no adapter (adapter.kind is none); use full")
+    if kind != "none" and wanted == "full":
+        raise CheckpointError(
+            f"--format full: the run trained an adapter ({kind}); use merged for a model with it in, or adapter"
+        )
+    return wanted
+
+
+def _model_config(model: ModelConfig, base: Path | None) -> ModelConfig:
+    if base is None:
+        return model
+    if model.base is None:
+        raise CheckpointError("--base: the run had none, it drew its weights (model.base is not set); leave it out")
+    return dataclasses.replace(model, base=str(base.resolve()), revision=None)
+
+
+def _base_folder(model: ModelConfig) -> Path:
+    base = str(model.base)
+    if looks_like_path(base) and not Path(base).is_dir():
+        raise CheckpointError(f"the base {base} is not there; say with --base where it is now")
+    try:
+        return base_folder(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the base {base}: {error}; say with --base where another copy is") from error
+
+
+def _tokenizer_files(checkpoint: Checkpoint, path: Path) -> list[Path]:
+    if not path.exists():
+        raise CheckpointError(f"the tokenizer {path} is not there; say with --tokenizer where it is now")
+    tokenizer = load_tokenizer(path, "reference")
+    if tokenizer.fingerprint != checkpoint.manifest["fingerprints"].get("tokenizer"):
+        raise CheckpointError(f"{path}: is another tokenizer than the run's; say with --tokenizer where that one is")
+    return tokenizer.files
+
+
+def _check_base(plan: Plan) -> None:
+    """Read the base's weights, and refuse others than the run was trained on."""
+    if plan.base is None:
+        return
+    print(f"reading {plan.base} to see that it is the base of the run", file=sys.stderr, flush=True)
+    if folder_fingerprint(plan.base) != plan.checkpoint.manifest["fingerprints"].get("base"):
+        raise CheckpointError(
+            f"{plan.base}: holds other weights than the run was trained on; say with --base where those are"
+        )
+
+
+def _publish(plan: Plan, reporter: ProgressReporter) -> None:
+    """Write everything under a temporary name, then give it its own."""
+    folder = plan.out.with_name(f".{plan.out.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        weights = Weights(plan)
+        if plan.format == "adapter":
+            _write_adapter(weights, plan, folder)
+        else:
+            _write_model(weights, plan, folder, lambda done, total: reporter.report("writing the model", done, total))
+        for path in plan.tokenizer_files:
+            shutil.copy2(path, folder / path.name)
+        sync_folder(folder)
+        folder.rename(plan.out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+class Weights:
+    """The parameters of the run's model, read from checkpoint and base when they are asked for."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Build the model, and compare what the files hold with it."""
+        config, checkpoint = plan.config, plan.checkpoint
+        self._is_as_in_run = plan.dtype is None
+        self._masters = Masters(checkpoint)
+        self._fills: dict[Tensor, Callable[[int, Tensor], None]] = {}
+        dtype = DTYPES[config.train.precision]
+        if plan.base is None:
+            with torch.device("meta"):
+                self.model: PreTrainedModel = random_model(config.model.architecture, dtype=dtype, seed=config.run.seed)
+        else:
+            self.model = self._model_of_base(plan.base, config.model, dtype)
+        adapter_config = config.adapter.build()
+        # Beside a sharded base an adapter has its precision, else one of its own.
+        is_sharded = checkpoint.manifest["placement"] != "replicated"
+        self.adapter = (
+            attach_adapter(self.model, adapter_config, dtype=dtype if is_sharded else None) if adapter_config else None
+        )
+        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
+        trained = {name: tuple(p.shape) for p, name in self._names.items() if p.requires_grad}
+        states = {name: tuple(found) for name, found in checkpoint.manifest["states"].items()}
+        check_parameters(checkpoint, states, trained)
+
+    def _model_of_base(self, folder: Path, config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+        def remember(shape: tuple[int, ...], fill: Callable[[int, Tensor], None]) -> nn.Parameter:
+            parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
+            self._fills[parameter] = fill
+            return parameter
+
+        try:
+            model = empty_model(folder, config, dtype=dtype, attention="eager")
+            fill_model(model, open_weights(folder), remember)
+        except (OSError, ValueError, StrictDataclassError) as error:
+            raise CheckpointError(f"the base {folder}: {error}") from error
+        return model
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """One parameter of the model, whole: as the run has it, or in fp32 when another type was asked for."""
+        if parameter.requires_grad:
+            whole = self._masters.read(self._names[parameter], tuple(parameter.shape))
+        else:
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype)
+            self._fills[parameter](0, whole.view(-1))
+        return whole.to(parameter.dtype if self._is_as_in_run else torch.float32)
+
+
+class Masters:
+    """The trained parameters in a checkpoint, in fp32; read, not mapped: pages of a mapping would count as memory."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        world_size = int(checkpoint.manifest["world_size"])
+        self._paths = [checkpoint.path / shard_name(rank, world_size) for rank in range(world_size)]
+        self._offsets = [
+            {name: stored.offset for name, stored in read_header(path).items() if name in checkpoint.manifest["parameters"]}
+            for path in self._paths
+        ]  # fmt: skip
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A whole parameter."""
+        whole = torch.empty(math.prod(shape), dtype=torch.float32)
+        for rank, there, here in overlaps(whole.numel(), len(self._paths), 0, 1):
+            part = whole[here]
+            with self._paths[rank].open("rb") as file:
+                file.seek(self._offsets[rank][name] + 4 * there.start)
+                if file.readinto(part.numpy().data) != part.nbytes:
+                    raise CheckpointError(f"{self._paths[rank]}: ends within {name}")
+        return whole.view(shape)
+
+
+def _write_adapter(weights: Weights, plan: Plan, folder: Path) -> None:
+    adapter = weights.adapter
+    assert adapter is not None
+    values = {
+        name: _rounded(name, weights.read(parameter), plan.dtype or parameter.dtype)
+        for name, parameter in adapter.named_parameters().items()
+    }
+    frozen = frozen_weights(adapter)
+    fingerprint = base_fingerprint((name, weights.read(weight)) for name, weight in frozen.items())
+    save_peft(adapter, folder, str(plan.config.model.base), tensors=values, base_fingerprint=fingerprint)
+
+
+def _write_model(weights: Weights, plan: Plan, folder: Path, report: Callable[[int, int], None]) -> None:
+    """Write what transformers loads, with the adapter, where there is one, added to the weights beside which it trained."""
+    model, adapter = weights.model, weights.adapter
+    adapted, own = {}, set()
+    if adapter is not None:
+        check_mergeable(model)
+        adapted = {layer.weight: layer for layer in adapter.layers.values()}
+        own = {parameter for name, parameter in adapter.named_parameters().items() if name not in adapter.saved}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter not in own}
+
+    def make(name: str) -> Tensor:
+        parameter = parameters[name]
+        value = weights.read(parameter)
+        if layer := adapted.get(parameter):
+            value = merged_weight(value, weights.read(layer.lora_A), weights.read(layer.lora_B), layer.scaling)
+        return _rounded(name, value, plan.dtype or parameter.dtype)
+
+    described = {
+        name: torch.empty(parameter.shape, dtype=plan.dtype or parameter.dtype, device="meta")
+        for name, parameter in parameters.items()
+    }
+    _write_configuration(model, folder, plan.dtype or model.dtype)
+    _write_tensors(folder, described, make, plan.max_shard_size, report)
+
+
+def _write_configuration(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """What `save_pretrained` writes beside weights; itself it would import DeepSpeed."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(dtype).removeprefix("torch.")
+    if model.is_remote_code():
+        custom_object_save(model, folder, config=model.config)
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _write_tensors(
+    folder: Path,
+    described: Mapping[str, Tensor],
+    make: Callable[[str], Tensor],
+    max_shard_size: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """Write model.safetensors, or several such files and their index, one tensor after the other.
+
+    Args:
+        folder: of the files.
+        described: type and shape of every tensor by its name.
+        make: gives the tensor with a name.
+        max_shard_size: most bytes of a file that holds more than one tensor.
+        report: is told how many bytes of how many are written.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(described),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    done, total = 0, int(split.metadata["total_size"])
+
+    def content(names: Sequence[str]) -> Iterator[Any]:
+        nonlocal done
+        yield _torch_header({name: described[name] for name in names})
+        for name in names:
+            value = make(name).contiguous()
+            yield value.view(-1).view(torch.uint8).numpy()
+            done += value.nbytes
+            report(done, total)
+
+    for file, names in split.filename_to_tensors.items():
+        write_file(folder / file, content(sorted(names)), read_back=False)
+    if split.is_sharded:
+        count = sum(tensor.numel() for tensor in described.values())
+        index = {"metadata": {"total_parameters": count, **split.metadata}, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _torch_header(described: Mapping[str, Tensor]) -> bytes:
+    """The beginning of a safetensors file that says whose tensors they are, as some readers want to know."""
+    start = header({name: (STORED_AS[each.dtype], tuple(each.shape), each.nbytes) for name, each in described.items()})
+    text = b'{"__metadata__":{"format":"pt"},' + start[8:].strip().removeprefix(b"{")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _rounded(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the type in which it is written.
+
+    Raises:
+        CheckpointError: it has values that this type has not.
+    """
+    rounded = value.to(dtype)
+    if not rounded.isfinite().all():
+        wide = "" if dtype == torch.float32 else "; try --dtype fp32"
+        raise CheckpointError(f"{name} has values that are infinite or no numbers in {STORED_AS[dtype]}{wide}")
+    return rounded

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.unit.training.minimal import minimal_config
 from training import record as record_module
 from training.config import Config, to_dict
+from training.errors import StorageError
 from training.files import write_json
 from training.recipe import ConfigError
 from training.record import (
@@ -448,3 +450,121 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="can't be made: Not a directory"):
         record_module.open_log(tmp_path / "file" / "run", 0)
+
+
+class TestStorageInTrouble:
+    """Storage that is away stands for all that refuses: full, read-only, gone."""
+
+    @pytest.fixture
+    def told(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def record(self, config: Config, told: list[str], monkeypatch: pytest.MonkeyPatch) -> RunRecord:
+        monkeypatch.setattr("training.unwritten.LAST_PAUSES", (0.0,))
+        found = RunRecord(config.run.dir, world(), told.append)
+        found.open(config, {})
+        return found
+
+    def away(self, record: RunRecord) -> Path:
+        return record.dir.rename(record.dir.with_name("away"))
+
+    def test_lines_wait_and_are_written_in_order(self, record: RunRecord, told: list[str]) -> None:
+        document: Any = SimpleNamespace(source=0, number=3, epoch=0, offset=9)
+        record.log_metrics({"step": 1})
+        away = self.away(record)
+        for step in (2, 3):
+            record.log_metrics({"step": step})
+            record.log_anomaly({"step": step, "kind": "skipped"}, [document])
+        record.finish("preempted", step=3)
+        assert not record.dir.exists(), "it could not come back if it was made anew"
+        assert len(told) == 1
+        assert "storage does not take 1 lines of metrics.jsonl: No such file or directory" in told[0]
+        problem = record.settle()
+        assert isinstance(problem, StorageError)
+        assert str(problem) == (
+            f"{record.dir}: storage did not take 2 lines of metrics.jsonl, 2 lines of anomalies.jsonl, what is new in run.json "
+            "(No such file or directory)"
+        )
+        away.rename(record.dir)
+        assert record.settle() is None
+        assert [json.loads(line)["step"] for line in (record.dir / "metrics.jsonl").read_text().splitlines()] == [
+            1,
+            2,
+            3,
+        ]
+        (first, second) = [json.loads(line) for line in (record.dir / "anomalies.jsonl").read_text().splitlines()]
+        assert (first["step"], second["step"]) == (2, 3)
+        assert first["documents"] == [{"source": "text", "number": 3, "epoch": 0, "offset": 9}]
+        found = json.loads((record.dir / "run.json").read_text())
+        assert (found["status"], found["step"]) == ("preempted", 3)
+        assert len(told) == 2
+
+    def test_lines_that_are_undone_meanwhile_are_not_written(self, record: RunRecord) -> None:
+        for step in (1, 2, 3):
+            record.log_metrics({"step": step, "try": 1})
+        away = self.away(record)
+        record.log_metrics({"step": 4, "try": 1})
+        record.cut_metrics(3)
+        record.cut_metrics(1)
+        record.cut_metrics(2)
+        record.log_metrics({"step": 2, "try": 2})
+        away.rename(record.dir)
+        assert record.settle() is None
+        found = [json.loads(line) for line in (record.dir / "metrics.jsonl").read_text().splitlines()]
+        assert found == [{"step": 1, "try": 1}, {"step": 2, "try": 2}]
+
+    def test_a_cut_does_not_double_lines_of_an_attempt_that_failed(
+        self, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The lines reached the disk, but storage said that they did not."""
+        record.log_metrics({"step": 1})
+
+        def refuse(descriptor: int) -> None:
+            os.close(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("training.appended.os", SimpleNamespace(**{**vars(os), "close": refuse}))
+            record.log_metrics({"step": 2})
+            record.log_metrics({"step": 3})
+        record.cut_metrics(2)
+        assert record.settle() is None
+        found = [json.loads(line) for line in (record.dir / "metrics.jsonl").read_text().splitlines()]
+        assert found == [{"step": 1}, {"step": 2}]
+
+    def test_a_full_disk_leaves_nothing_half(
+        self, record: RunRecord, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    ) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        record.log_metrics({"step": 1})
+        with monkeypatch.context() as patch:
+            patch.setattr("training.files.os.fsync", full)
+            record.finish("done", step=9)
+            record.cut_metrics(0)
+            record.settle()
+        assert sorted(path.name for path in record.dir.iterdir()) == ["metrics.jsonl", "run.json"]
+        assert json.loads((record.dir / "run.json").read_text())["status"] == "running"
+        assert (record.dir / "metrics.jsonl").read_text() == '{"step": 1}\n'
+        assert record.settle() is None
+        assert json.loads((record.dir / "run.json").read_text())["status"] == "done"
+        assert (record.dir / "metrics.jsonl").read_text() == ""
+        assert "No space left on device" in told[0]
+
+    def test_at_the_start_it_is_refused(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("training.files.os.fsync", full)
+        with pytest.raises(ConfigError) as caught:
+            RunRecord(config.run.dir, world()).open(config, {})
+        assert caught.value.problems == [f'run.dir = "{config.run.dir}": can\'t be written: No space left on device']
+
+    def test_what_killed_starts_could_not_finish_is_removed(self, config: Config) -> None:
+        config.run.dir.mkdir()
+        for name in (".run.json.77.tmp", ".lock", ".other.tmp.x"):
+            (config.run.dir / name).touch()
+        RunRecord(config.run.dir, world()).open(config, {})
+        assert sorted(path.name for path in config.run.dir.iterdir()) == [".lock", ".other.tmp.x", "run.json"]

@@ -18,8 +18,10 @@ from tests.unit.training.minimal import minimal_config
 from training import distributed, saving
 from training.checkpoint.image import Copying
 from training.checkpoint.manifest import newest_good, verify
+from training.checkpoint.retention import retention_of
 from training.checkpoint.writer import Writer
 from training.errors import CheckpointError
+from training.origin import Origin
 from training.progress import Progress
 
 SHAPES = {"w": (2, 3), "b": (4,)}
@@ -84,12 +86,15 @@ class Bench:
         display = SimpleNamespace(say=self.said.append)
         engine: Any = self.engine
         config = minimal_config(folder, "--checkpoint.retry_after", "0.05s", *overrides)
-        self.saver = saving.Saver(engine, self.batches, config, record, display)  # type: ignore[arg-type]
+        self.saver = saving.Saver(engine, self.batches, config, record, display, retention_of(config, None))  # type: ignore[arg-type]
 
     def save(self, step: int, value: float) -> None:
         self.engine.set(value)
         self.row = step
         self.saver.save(Progress(step=step, tokens_seen=10 * step))
+
+    def resume(self, progress: Progress) -> bool:
+        return self.saver.resume(progress, Origin(root=self.saver.root))
 
     def boundary(self) -> None:
         saver = self.saver
@@ -208,14 +213,14 @@ class TestASave:
 
 class TestResuming:
     def test_nothing_to_resume(self, bench: MakeBench) -> None:
-        assert bench().saver.resume(Progress()) is False
+        assert bench().resume(Progress()) is False
 
     def test_everything_comes_back(self, bench: MakeBench) -> None:
         first = bench()
         first.save(5, 2.5)
         first.saver.settle(Progress(step=5))
         second, progress = bench(), Progress()
-        assert second.saver.resume(progress) is True
+        assert second.resume(progress) is True
         assert (progress.step, progress.tokens_seen, second.saver.saved_step) == (5, 50, 5)
         assert {float(value.min()) for value in second.engine.state.values()} == {2.5}
         assert second.loaded["lanes"] == {"0": {"row": 5}}
@@ -224,7 +229,7 @@ class TestResuming:
         ours = bench()
         (ours.saver.root / "8").mkdir(parents=True)
         with pytest.raises(CheckpointError) as caught:
-            ours.saver.resume(Progress())
+            ours.resume(Progress())
         assert str(caught.value) == (
             f"{ours.saver.root}: every checkpoint is damaged; remove the folder to start over at step 0"
         )
@@ -236,7 +241,7 @@ class TestResuming:
         second = bench()
         second.saver._record.content["base_fingerprint"] = "other"
         with pytest.raises(CheckpointError, match=r"was trained from another base \(base\) than model.base holds now"):
-            second.saver.resume(Progress())
+            second.resume(Progress())
 
     def test_what_a_killed_start_left_is_put_in_order(self, bench: MakeBench) -> None:
         first = bench()
@@ -244,7 +249,7 @@ class TestResuming:
         root = first.saver.root
         (root / "5").rename(root / ".5.replaced")
         (root / ".6.abc1.unfinished").mkdir()
-        assert bench().saver.resume(Progress()) is True
+        assert bench().resume(Progress()) is True
         assert sorted(path.name for path in root.iterdir()) == ["5"]
 
     def test_going_back_saves_the_step_again_with_the_data_where_they_are(self, bench: MakeBench) -> None:
