@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from training import distributed
+from training.lifeline import Lifeline
 from training.saving import Saver
 from training.stopping import StopRequest
 
@@ -10,16 +11,19 @@ from training.stopping import StopRequest
 class Boundary:
     """Crossed by all ranks together, after every step and every batch of an evaluation."""
 
-    def __init__(self, stop: StopRequest, saver: Saver) -> None:
-        self._stop, self._saver = stop, saver
+    def __init__(self, stop: StopRequest, saver: Saver, lifeline: Lifeline) -> None:
+        self._stop, self._saver, self._lifeline = stop, saver, lifeline
 
-    def cross(self) -> bool:
+    def cross(self, what: str) -> bool:
         """Let the save on its way go on; whether any rank was asked to stop (a collective).
+
+        `what` says where this is, for the lifeline.
 
         Raises:
             CheckpointError: checkpoint.max_failed saves in a row have failed.
         """
         saver = self._saver
+        self._lifeline.at(what)
         asked, busy, retries = distributed.sum_over_ranks(
             [float(self._stop.is_local()), float(saver.is_busy()), float(saver.wants_retry())]
         )

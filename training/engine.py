@@ -8,7 +8,7 @@ depends on values is known from the batch, and the step's results are read once,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,25 @@ class StepResult:
 class Engine:
     """A model that can take a step, be evaluated, and hand out its state."""
 
-    def __init__(self, assembly: Assembly, config: Config, ds_config: dict[str, Any], world: World) -> None:
-        """Place the model, with what is attached to it; `ds_config` is what placements.prepare has returned."""
-        self.config, self.world = config, world
+    def __init__(
+        self,
+        assembly: Assembly,
+        config: Config,
+        ds_config: dict[str, Any],
+        world: World,
+        *,
+        alive: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """Place the model, with what is attached to it.
+
+        Args:
+            assembly: the model.
+            config: of the run.
+            ds_config: what placements.prepare has returned.
+            world: this rank and all others.
+            alive: is told what this rank begins with, several times in a step.
+        """
+        self.config, self.world, self._alive = config, world, alive
         self.adapter, self.hidden_key, model = assembly.adapter, assembly.hidden_key, assembly.model
         self.head = LossHead(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -85,6 +101,7 @@ class Engine:
         # Cross-entropy, compensation, penalty.
         totals = torch.zeros(3, device=self.device)
         for number, micro in enumerate(batch.micro_batches, start=1):
+            self._alive(f"step {step + 1}: forward")
             with self.phases("forward"):
                 losses = self._losses(micro.to(self.device), step)
                 totals[:2] += losses.detach()
@@ -93,8 +110,10 @@ class Engine:
                 loss = losses.sum() * (self.world.size / max(1, targets))
                 # Some infinite losses have finite gradients; the gradient of this factor's product never is.
                 loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+            self._alive(f"step {step + 1}: backward")
             with self.phases("backward"):
                 self.placement.backward(loss, is_last=number == len(batch.micro_batches))
+        self._alive(f"step {step + 1}: update")
         with self.phases("optimizer"):
             self._copying.hold()
             norm, is_applied = self.placement.update()

@@ -95,7 +95,7 @@ class Evaluation:
             device=self._engine.device,
             rank=self._engine.world.rank,
             world_size=self._engine.world.size,
-            should_stop=self._boundary.cross,
+            should_stop=partial(self._boundary.cross, f"evaluation after step {progress.step}"),
             progress=self._display.evaluating,
             posterior_samples=draws,
             sampled=partial(adapter.sampled, seed=self._config.run.seed) if draws and adapter is not None else None,

@@ -57,6 +57,7 @@ ENDED = ".ended-"
 """File of the run directory that who speaks makes first, where rank 0 is not there to do so."""
 
 DIED = "died without a word (killed? out of memory?)"
+LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 UNREACHABLE = "can't be reached any more (its node or the network lost?)"
 
 
@@ -71,7 +72,7 @@ class Lifeline:
         self._host_of_0 = ""
         self._token = ""
         self._hang_timeout: float | None = None
-        self._is_rank_0_gone = False
+        self._is_released = False
         self._reports: list[Report] = []
         # The end, on whichever thread it comes.
         self._lock = threading.Lock()
@@ -163,16 +164,15 @@ class Lifeline:
         report = report_of(error, rank=self._world.rank, is_user_error=is_user_error, exit_code=code)
         with self._lock:
             self._error, self._exit_code = error, code
-        if self._wire is None:
+            self._reports.append(report)
+            is_alone = self._wire is None or self._is_released
+        if is_alone:
             # All ranks know of a user error that was found before they were connected.
-            if not is_user_error or self._world.rank == 0:
-                self._end_alone(report)
+            if self._wire is not None or not is_user_error or self._world.rank == 0:
+                self._end_alone()
             return code
-        self._reports.append(report)
-        if self._is_rank_0_gone:
-            self._end_alone()
-        else:
-            self._wire.send(report=dataclasses.asdict(report))
+        assert self._wire is not None
+        self._wire.send(report=dataclasses.asdict(report))
         self._is_over.wait(max(PATIENCE.values()) + 2 * LEAVE_SECONDS)
         return self._exit_code
 
@@ -202,26 +202,28 @@ class Lifeline:
                 try:
                     messages = wire.receive()
                 except OSError as error:
-                    return self._rank_0_is_gone(UNREACHABLE if error.errno == errno.ETIMEDOUT else DIED)
+                    how = UNREACHABLE if error.errno in LOST else DIED
+                    self._reports.append(Report(rank=0, kind="death", text=how))
+                    return self._end_alone()
                 for message in messages:
                     if "report" in message:
                         self._reports.append(Report(**message["report"]))
                     elif "verdict" in message:
                         return self._obey(Verdict(**message["verdict"]), selector, wire)
                     elif "goodbye" in message:
-                        return self._rank_0_is_gone(None)
+                        return self._release()
             silence = clock.seconds - heard
             if self._hang_timeout and self._has_begun and silence > self._hang_timeout:
                 text = f"nothing has been heard of rank 0 on {self._host_of_0} for {in_words(self._hang_timeout)} (stopped?)"
                 self._reports.append(Report(rank=0, kind="hang", text=text))
                 return self._end_alone()
 
-    def _rank_0_is_gone(self, how: str | None) -> None:
-        """Rank 0 is dead, or has said goodbye at the end of the run (None)."""
-        self._is_rank_0_gone = True
-        if how is not None:
-            self._end_alone(Report(rank=0, kind="death", text=how))
-        elif self._error is not None:
+    def _release(self) -> None:
+        """Rank 0 is at the end of the run, and waits for nobody."""
+        with self._lock:
+            self._is_released = True
+            has_failed = self._error is not None
+        if has_failed:
             self._end_alone()
 
     def _obey(self, verdict: Verdict, selector: selectors.BaseSelector, wire: _Wire) -> None:
@@ -236,12 +238,10 @@ class Lifeline:
                     break
         self._end(verdict.exit_code)
 
-    def _end_alone(self, report: Report | None = None) -> None:
+    def _end_alone(self) -> None:
         """The end where rank 0 can't be asked: decide with what is known here; the first of those left says it."""
-        reports = [*self._reports, *([report] if report else [])]
-        verdict = decide(
-            reports, places={self._world.rank: self._what}, hosts={0: self._host_of_0}, stacks=self._stacks
-        )
+        places = {self._world.rank: self._what}
+        verdict = decide(self._reports, places=places, hosts={0: self._host_of_0}, stacks=self._stacks)
         self._prepare(verdict)
         if self._is_first_to_speak():
             self._speak(verdict)
@@ -385,7 +385,7 @@ class _Server(threading.Thread):
             self._selector.unregister(wire.socket)
             wire.socket.close()
             if peer is not None:
-                is_lost = isinstance(error, OSError) and error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH)
+                is_lost = isinstance(error, OSError) and error.errno in LOST
                 self._has_gone(peer, UNREACHABLE if is_lost else DIED)
 
     def _welcome(self, wire: _Wire, message: dict[str, Any]) -> _Peer:

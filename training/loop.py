@@ -13,6 +13,7 @@ from training.config import Config
 from training.engine import Engine, StepResult
 from training.errors import LossSpikes, NonFiniteGradients
 from training.evaluation import Evaluation
+from training.lifeline import Lifeline
 from training.prefetch import StepBatches
 from training.progress import Progress
 from training.record import RunRecord
@@ -30,6 +31,7 @@ class Watchers:
 
     record: RunRecord
     display: Display
+    lifeline: Lifeline
     meter: Meter
     monitors: Monitors
     profiler: Profiler
@@ -64,6 +66,7 @@ def train(
             refuse_nothing_learned(progress)
             saver.settle(progress)
             return True
+        watchers.lifeline.at(f"step {progress.step + 1}: data")
         meter.begin_step()
         began = time.perf_counter()
         batch, shared = take_batch(batches, engine, wants_profile=watchers.profiler.wants())
@@ -71,7 +74,7 @@ def train(
         data_seconds = min(shared.longest_wait, time.perf_counter() - began)
         watchers.profiler.step_began(progress.step, is_asked=shared.wants_profile)
         result = engine.step(batch, progress.step, targets=shared.targets)
-        is_stopped = boundary.cross()
+        is_stopped = boundary.cross(f"step {progress.step + 1}: its end")
         progress.seconds += meter.end_step(
             tokens=tokens_per_step, targets=shared.targets, pairs=shared.pairs, data_seconds=data_seconds
         )

@@ -170,14 +170,14 @@ def run(
     for line in from_rank_0(lambda: prepare(origin, config), world):
         display.say(line)
     record.open(command.config, {**facts, **origin.facts}, steps=config.train.steps)
-    engine = Engine(assembly, config, ds_config, world)
+    engine = Engine(assembly, config, ds_config, world, alive=lifeline.at)
 
     batches = StepBatches(stream, config, rank=world.rank)
     on_exit.enter_context(batches)
     progress = Progress()
     saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch), lifeline)
     on_exit.callback(saver.close)
-    boundary = Boundary(stop, saver)
+    boundary = Boundary(stop, saver, lifeline)
     if saver.resume(progress, origin):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say)
@@ -190,7 +190,7 @@ def run(
     profiler = Profiler(config.run.dir, config.monitor, world.rank)
     on_exit.callback(profiler.close)
     watchers = Watchers(
-        record=record, display=display, monitors=monitors, profiler=profiler,
+        record=record, display=display, lifeline=lifeline, monitors=monitors, profiler=profiler,
         meter=Meter(
             config, from_hugging_face(assembly.model.config.to_dict()), engine.phases,
             device=device, world_size=world.size, recomputed_layers=assembly.recomputed_layers,

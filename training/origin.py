@@ -52,7 +52,7 @@ class Origin:
     kind: Literal["beginning", "own", "given", "branch"] = "beginning"
     """What that will be, as far as manifests tell."""
     step: int = 0
-    """Steps done by then."""
+    """Steps done at `checkpoint`."""
     sets_aside: int | None = None
     """Own checkpoints of later steps than this one are not continued, and are to be moved before anything is saved."""
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
@@ -102,8 +102,8 @@ def _as_before(config: Config, record: Mapping[str, Any], root: Path, lines: tup
     start = next((known for known in facts.get("origins", [])[::-1] if Path(known["path"]).parent != root), None)
     kind: Literal["given", "branch"] = "branch" if start is None else "given"
     start = start or facts.get("branched_from")
-    if own := folders(root):
-        return Origin(root=root, kind="own", step=int(own[0].name), facts=facts, lines=lines)
+    if folders(root):
+        return Origin(root=root, kind="own", facts=facts, lines=lines)
     if record.get("status") == "done" or (start is None and config.run.branch_from is None):
         return Origin(root=root, facts=facts, lines=lines)
     if start is None:

@@ -127,6 +127,8 @@ class Saver:
         began = time.perf_counter()
         self.finish()
         self._attempts += 1
+        if self._lifeline is not None:
+            self._lifeline.at(f"saving step {progress.step}", is_watched=self._config.checkpoint.background)
         writer, engine = self._ready_writer(), self._engine
         self._pending = Pending(
             step=progress.step,

@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data_pipeline.stream.state import state_of
 from training.boundary import Boundary
 from training.checkpoint.manifest import open_checkpoint
+from training.checkpoint.retention import retention_of
 from training.checkpoint.slices import read_state
 from training.config import Config
 from training.distributed import any_rank
 from training.engine import Engine
+from training.origin import Origin
 from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
@@ -74,7 +76,8 @@ class Ours:
         self._engine = engine
         record = RunRecord(config.run.dir, engine.world)
         stream: Any = NoStream(engine.world.lanes(config.train.global_batch_rows))
-        self._saver = Saver(engine, stream, config, record, Display(label="", steps=1, is_shown=False))
+        display = Display(label="", steps=1, is_shown=False)
+        self._saver = Saver(engine, stream, config, record, display, retention_of(config, None))
         self._boundary = Boundary(StopRequest(config.run.dir, watches_file=engine.world.rank == 0), self._saver)
         self._step = 0
 
@@ -96,7 +99,7 @@ class Ours:
     def load(self, step: int, *, is_verified: bool) -> bool:
         """See `Way`."""
         if is_verified:
-            return self._saver.resume(Progress())
+            return self._saver.resume(Progress(), Origin(root=self._saver.root))
         engine, found = self._engine, open_checkpoint(self.folder(step))
         state = read_state(found, engine.state_names(), engine.shapes(), engine.world.rank, engine.world.size)
         engine.load_local_state(state, found.manifest["optimizer_steps"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.training.minimal import write_recipe
+from tests.unit.training.test_origin import write_checkpoint
 from training.command_line import (
     EXIT_DONE,
     EXIT_PREEMPTED,
@@ -19,6 +20,7 @@ from training.command_line import (
     parse_command_line,
 )
 from training.config import to_dict
+from training.origin import Origin
 from training.recipe import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -197,6 +199,80 @@ class TestRunDirectory:
         (folder / "thesis.tex").write_text("")
         assert parse_command_line(arguments, {}) == 2
         assert "holds files but no run.json" in capsys.readouterr().err
+
+
+class TestResume:
+    @pytest.fixture
+    def root(self, arguments: list[str]) -> Path:
+        """Checkpoints of an earlier start."""
+        run_dir = write_record(arguments, status="preempted")
+        for step in (5, 10):
+            write_checkpoint(run_dir / "checkpoints", step, load_config(Path(arguments[1])))
+        return run_dir / "checkpoints"
+
+    def test_auto_is_the_default(self, arguments: list[str], root: Path) -> None:
+        expected = Origin(root=root, kind="own")
+        for more in ([], ["--resume", "auto"], ["--resume=auto"]):
+            command = parse_command_line([*arguments, *more], {})
+            assert isinstance(command, Command)
+            assert command.origin == expected
+
+    def test_a_path_is_relative_to_the_working_directory(
+        self, arguments: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("STEP", "5")
+        for text in ("5", "./5", "$STEP", str(root / "5")):
+            command = parse_command_line([*arguments, "--resume", text], {})
+            assert isinstance(command, Command)
+            assert (command.origin.checkpoint, command.origin.kind) == (root / "5", "given")
+        assert (root / "10").exists(), "nothing is changed yet"
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--resume"], "--resume: needs a value: auto, never, or the path of a checkpoint"),
+            (["--resume="], "--resume: needs a value: auto, never, or the path of a checkpoint"),
+            (
+                ["--resume", "$NOT_SET_HERE/5"],
+                "--resume $NOT_SET_HERE/5: the environment variable NOT_SET_HERE is not set",
+            ),
+            (["--resume", "/nowhere"], "--resume: /nowhere: no such folder"),
+            (["--run.branch_from", "/nowhere", "--run.dir", "new"], "run.branch_from: /nowhere: no such folder"),
+            (["--resume", "never"], "has checkpoints already, the newest of step 10; choose another run.dir, or leave"),
+        ],
+    )
+    def test_problems_are_reported_with_the_others(
+        self, arguments: list[str], root: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    ) -> None:
+        assert parse_command_line([*arguments, *more, "--optim.eps", "0"], {}) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert "optim.eps = 0.0" in printed
+
+    @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+    def test_a_requeued_job_does_not_mean_never(self, arguments: list[str], root: Path, name: str) -> None:
+        assert parse_command_line([*arguments, "--resume", "never"], {name: "0"}) == 2
+        assert isinstance(parse_command_line([*arguments, "--resume", "never"], {name: "1"}), Command)
+
+    def test_a_done_run_goes_back_where_it_is_told_to_once(
+        self, arguments: list[str], root: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        record = json.loads((root.parent / "run.json").read_text()) | {"status": "done"}
+        (root.parent / "run.json").write_text(json.dumps(record))
+        assert parse_command_line(arguments, {}) == 0
+        back = [*arguments, "--resume", str(root / "5")]
+        command = parse_command_line(back, {})
+        assert isinstance(command, Command)
+        (root.parent / "run.json").write_text(json.dumps(record | dict(command.origin.facts)))
+        capsys.readouterr()
+        assert parse_command_line(back, {}) == 0
+        assert "is done already" in capsys.readouterr().out
+
+    def test_it_is_in_the_help(self) -> None:
+        done = run_python(MAIN, "--help")
+        assert done.returncode == 0, done.stderr
+        assert "[--resume auto|never|PATH]" in " ".join(done.stdout.split())
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -122,7 +122,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     monkeypatch.setattr(evaluation.distributed, "any_rank", bool)
     shown: list[tuple[int, Any]] = []
     monitors: Any = SimpleNamespace(write_scores=lambda step, results: shown.append((step, results)))
-    unused: Any = SimpleNamespace(evaluating=None, cross=None)
+    unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False)
     encoder: Any = SimpleNamespace(bos_id=1, encode=list)
     assert Evaluation(engine, encoder, config, unused, unused, monitors, Unwritten(print)).run(Progress())
     assert shown == [(0, {})]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
 from tests.unit.training.minimal import minimal_config, problems_of, write_recipe
-from training.config import AdapterConfig, Config, OptimConfig, TrainConfig, to_dict
-from training.length import GRAMMAR, is_length_known, needs_epoch, parse_length, resolve
+from training.config import AdapterConfig, CheckpointConfig, Config, OptimConfig, TrainConfig, to_dict
+from training.length import GRAMMAR, is_length_known, needs_epoch, parse_length, resolve, steps_in
 
 
 def config_of(train: dict[str, Any] | None = None, optim: dict[str, Any] | None = None, seq_len: int = 100) -> Config:
@@ -86,6 +86,25 @@ def test_what_needs_the_data_stays_without_them() -> None:
     assert needs_epoch(by_epochs)
     assert needs_epoch(by_steps)
     assert not needs_epoch(config_of({"tokens": 5}, {"warmup": "10 %"}))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"),
+    [
+        ({"keep_at": ("5 steps", "1 epoch")}, True), ({"keep_every": "0.5 epochs"}, True),
+        ({"keep_at": ("5 steps",), "keep_every": "5 %"}, False),
+    ],
+)  # fmt: skip
+def test_points_in_epochs_need_those_of_the_data(checkpoint: dict[str, Any], expected: bool) -> None:
+    config = dataclasses.replace(config_of(), checkpoint=CheckpointConfig(**checkpoint))
+    assert needs_epoch(config) is expected
+
+
+def test_a_length_in_steps_is_exact() -> None:
+    config = config_of({"epochs": 0.5})
+    in_steps = [steps_in(text, config, 101) for text in ("1500 tokens", "1 epoch", "7 steps", "10 %")]
+    assert in_steps == [Fraction(3, 2), Fraction(101, 10), 7, Fraction(6, 10)]
+    assert [steps_in(text, config, None) for text in ("1500 tokens", "1 epoch", "10 %")] == [Fraction(3, 2), None, None]
 
 
 units = st.sampled_from(["%", "steps", "tokens", "epochs"])

@@ -21,6 +21,7 @@ from training.recipe import ConfigError
 from training.record import (
     FINGERPRINTS,
     RunRecord,
+    differences,
     different_settings,
     directory_problems,
     flatten,
@@ -118,6 +119,26 @@ class TestDifferentSettings:
         self, run_dir: Path, config: Config, section: str, values: dict[str, Any]
     ) -> None:
         assert different_settings(run_dir, changed(config, section, **values)) != []
+
+
+class TestDifferences:
+    @pytest.mark.parametrize(
+        ("written", "derived"),
+        [
+            ({"train.tokens": 9}, "train.steps"), ({"train.epochs": 1.5}, "train.steps"),
+            ({"optim.warmup": "5 %"}, "optim.warmup_steps"), ({"optim.cooldown": "5 %"}, "optim.cooldown_steps"),
+        ],
+    )  # fmt: skip
+    def test_what_another_setting_says_is_no_difference(self, written: dict[str, Any], derived: str) -> None:
+        assert differences({**written, derived: 1}, {**written, derived: 2}) == []
+        (name,) = written
+        assert differences({derived: 1}, {derived: 2}) == [f"{derived}: 1 there, 2 here"]
+        assert [line.split(":")[0] for line in differences({**written, derived: 1}, {derived: 2})] == [name]
+
+    def test_exceptions_of_what_may_change(self) -> None:
+        there, here = {"a": {"b": 1, "c": 1}, "d": 1}, {"a": {"b": 2, "c": 2}, "d": 2}
+        assert differences(there, here, ("a",), ("a.c",)) == ["a.c: 1 there, 2 here", "d: 1 there, 2 here"]
+        assert differences(there, here, ("a", "d")) == []
 
 
 class TestDirectory:

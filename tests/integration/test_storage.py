@@ -1,0 +1,314 @@
+"""Storage that is full, read-only, away or slow while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.ranks import ROOT, base_environment, free_port
+from training.checkpoint.manifest import newest_good, verify
+
+pytestmark = pytest.mark.dist
+
+PATIENCE = 120.0
+"""Seconds; what is waited for takes a few."""
+
+
+def wait_for(what: str, condition: Callable[[], Any], job: Job) -> None:
+    """Wait until something is so, as long as the job goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert job.is_running(), f"waiting for {what}: the run has ended\n{job.output()}"
+        assert time.monotonic() < deadline, f"waiting for {what}\n{job.output()}"
+        time.sleep(0.02)
+
+
+class Job:
+    """Two ranks that make as many steps as they are allowed to."""
+
+    def __init__(self, recipe: Path, run: Path, folder: Path, *settings: str, path: str = "", **env: str) -> None:
+        self.run, self.folder = run, folder
+        folder.mkdir(exist_ok=True)
+        (folder / "allowed").write_text("0")
+        (folder / "made").write_text("0")
+        port = free_port()
+        self._output = folder / "output"
+        self._ranks = []
+        with self._output.open("wb") as output:
+            for rank in range(2):
+                environment = base_environment() | env | {
+                    "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": f"{path}{os.pathsep}{ROOT}",
+                }  # fmt: skip
+                command = [
+                    sys.executable, "-m", "tests.integration.gated_run", str(folder), "--recipe", str(recipe),
+                    "--run.dir", str(run), "--adapter.kind", "none", "--train.placement", "replicated", *settings,
+                ]  # fmt: skip
+                self._ranks.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+                )
+
+    def allow(self, steps: int) -> None:
+        """Let it train until so many steps are made."""
+        temporary = self.folder / "allowed.tmp"
+        temporary.write_text(str(steps))
+        temporary.replace(self.folder / "allowed")
+
+    def train(self, steps: int) -> None:
+        """Let it train, and wait until it has."""
+        self.allow(steps)
+        wait_for(f"step {steps}", lambda: int((self.folder / "made").read_text() or 0) >= steps, self)
+
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def is_running(self) -> bool:
+        return all(rank.poll() is None for rank in self._ranks)
+
+    def end(self) -> int:
+        """Wait until it has ended; the exit code of all ranks."""
+        codes = {rank.wait(PATIENCE) for rank in self._ranks}
+        assert len(codes) == 1, f"{codes}\n{self.output()}"
+        return codes.pop()
+
+    def terminate(self) -> None:
+        for rank in self._ranks:
+            rank.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+            rank.wait()
+
+    def checkpoints(self) -> list[str]:
+        """Whatever is in checkpoints/, by name."""
+        folder = self.run / "checkpoints"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint; 0 without any."""
+        return max((int(name) for name in self.checkpoints() if name.isdigit()), default=0)
+
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run / "run.json").read_text())
+        return found
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tiny_recipe: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts jobs, and ends them whatever happens."""
+    jobs: list[Job] = []
+
+    def begin(run: Path, *settings: str, **more: str) -> Job:
+        jobs.append(Job(tiny_recipe, run, tmp_path / f"job-{len(jobs)}", *settings, **more))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.kill()
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder))
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("file systems can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "--recursive", "--lazy", str(folder)], check=True)
+
+
+def fill(storage: Path) -> Path:
+    """Leave no room; return the file to remove."""
+    filler = storage / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return filler
+
+
+SETTINGS = ("--checkpoint.every_steps", "5", "--checkpoint.retry_after", "1s", "--checkpoint.export", "false")
+
+
+def test_a_run_goes_on_through_all_of_it(storage: Path, start: Start) -> None:
+    run, away = storage / "run", storage / "away"
+    job = start(run, *SETTINGS, "--train.steps", "60", "--checkpoint.max_failed", "1000", "--eval.every_steps", "20")
+    job.train(10)
+    wait_for("the checkpoint of step 10", lambda: job.newest() == 10, job)
+
+    # Full: step 15 can't be saved, the scores of step 20 can't be written.
+    filler = fill(storage)
+    job.train(24)
+    wait_for("a failed save", lambda: "could not be saved" in job.output(), job)
+    assert "No space left on device" in job.output()
+    assert "the last good one is that of step 10" in job.output()
+    assert verify(run / "checkpoints" / "10").step == 10
+    filler.unlink()
+    job.train(29)
+    wait_for("a save once there is room", lambda: job.newest() > 10, job)
+
+    # Read-only.
+    mount("--bind", str(run), str(run))
+    mount("-o", "remount,ro,bind", str(run))
+    last = job.newest()
+    job.train(36)
+    wait_for("a failed save", lambda: "Read-only file system" in job.output().partition("storage works again")[2], job)
+    assert verify(run / "checkpoints" / str(last)).step == last
+    subprocess.run(["umount", str(run)], check=True)
+    job.train(39)
+    wait_for("a save once it can be written", lambda: job.newest() > last, job)
+
+    # Away.
+    last = job.newest()
+    run.rename(away)
+    job.train(46)
+    wait_for("a failed save", lambda: job.output().count("No such file or directory") > 1, job)
+    assert not run.exists(), "it could not come back if it was made anew"
+    away.rename(run)
+    job.train(49)
+    wait_for("a save once it is there", lambda: job.newest() > last, job)
+
+    job.allow(60)
+    assert job.end() == 0, job.output()
+    output = job.output()
+    assert output.count("storage works again") == 3
+    assert output.count("WARNING: storage does not take") <= 6, "once per kind of trouble"
+    assert output.count("storage takes what is written again") >= 1
+    assert "Logging error" not in output
+    assert "Traceback" not in output
+    assert job.record()["status"] == "done"
+    assert [line["step"] for line in job.metrics()] == list(range(1, 61))
+    assert {path.name for path in (run / "evals").iterdir()} == {f"{step}.json" for step in (0, 20, 40, 60)}
+    assert all(name.isdigit() for name in job.checkpoints()), "nothing is left of what failed"
+    for name in job.checkpoints():
+        verify(run / "checkpoints" / name)
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [each.step for each in events.Scalars("train/loss")] == list(range(1, 61))
+    for rank in range(2):
+        assert "saved checkpoint of step 60" in (run / "logs" / f"rank{rank}.log").read_text()
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_nothing_is_lost(storage: Path, start: Start) -> None:
+    run = storage / "run"
+    settings = (*SETTINGS, "--train.steps", "40", "--checkpoint.max_failed", "2", "--eval.at_start", "false")
+    job = start(run, *settings)
+    job.train(10)
+    wait_for("the checkpoint of step 10", lambda: job.newest() == 10, job)
+    filler = fill(storage)
+    job.allow(40)
+    assert job.end() == 1, job.output()
+    last_line = job.output().strip().splitlines()[-1]
+    assert "No space left on device" in last_line
+    assert "the last good one is that of step 10" in last_line
+    assert "failure 2 of 2 in a row (checkpoint.max_failed)" in last_line
+    assert "Traceback" not in job.output()
+    found, damages = newest_good(run / "checkpoints")
+    assert found is not None
+    assert (found.step, damages) == (10, [])
+    filler.unlink()
+
+    # It goes on where it was; asked to stop while the disk is full, it tries, and says what there is.
+    job = start(run, *settings, "--checkpoint.max_failed", "100")
+    job.train(17)
+    assert "resuming after step 10 of 40" in job.output()
+    wait_for("the checkpoint of step 15", lambda: job.newest() == 15, job)
+    filler = fill(storage)
+    job.terminate()
+    job.allow(18)
+    assert job.end() == 1, job.output()
+    last_line = job.output().strip().splitlines()[-1]
+    assert "the state of step 18 could not be saved in" in last_line
+    assert "the last good one is that of step 15" in last_line
+    assert verify(run / "checkpoints" / "15").step == 15
+    filler.unlink()
+
+    job = start(run, *settings)
+    job.allow(40)
+    assert job.end() == 0, job.output()
+    assert "resuming after step 15 of 40" in job.output()
+    assert [line["step"] for line in job.metrics()] == list(range(1, 41))
+    assert all(name.isdigit() for name in job.checkpoints())
+
+
+SLOW = '''
+"""fsync of the process that writes checkpoints waits as long as the file named by SLOW_STORAGE is there."""
+import os, sys, time
+if "training.checkpoint.writer_process" in sys.orig_argv:
+    own = os.fsync
+    def fsync(descriptor):
+        while os.path.exists(os.environ["SLOW_STORAGE"]):
+            time.sleep(0.01)
+        own(descriptor)
+    os.fsync = fsync
+'''
+
+
+def test_slow_storage_delays_saves_and_not_steps(tmp_path: Path, start: Start) -> None:
+    run, slow = tmp_path / "run", tmp_path / "slow"
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    slow.touch()
+    settings = (
+        *SETTINGS,
+        "--checkpoint.every_steps",
+        "10",
+        "--checkpoint.write_timeout",
+        "15s",
+        "--eval.at_start",
+        "false",
+    )
+    job = start(run, *settings, "--train.steps", "60", path=str(tmp_path), SLOW_STORAGE=str(slow))
+    job.train(20)
+    assert job.newest() == 0, "step 10 is being saved all the while"
+    # Step 20 is to be saved, too, which waits for that.
+    began = time.monotonic()
+    job.allow(25)
+    time.sleep(1)
+    assert int((job.folder / "made").read_text()) == 20
+    slow.unlink()
+    waited = time.monotonic() - began
+    job.train(25)
+    wait_for("the checkpoint of step 20", lambda: job.checkpoints() == ["10", "20"], job)
+    # Longer than checkpoint.write_timeout: a failed save, and the next one is not held up.
+    slow.touch()
+    job.train(40)
+    job.allow(45)
+    wait_for(
+        "the timeout", lambda: "storage has not finished after 15s (checkpoint.write_timeout)" in job.output(), job
+    )
+    assert job.newest() == 20
+    slow.unlink()
+    job.allow(60)
+    assert job.end() == 0, job.output()
+    assert job.newest() == 60
+    assert all(name.isdigit() for name in job.checkpoints()), "nothing is left of what failed"
+    stalls = {line["step"]: line["stall_seconds"] for line in job.metrics()}
+    assert list(stalls) == list(range(1, 61))
+    assert sum(stalls[step] for step in range(11, 20)) < 1, "no step waited for storage"
+    assert stalls[21] > min(1.0, waited) / 2, "the next save waited for the last"
