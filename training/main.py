@@ -176,6 +176,7 @@ def run(
     on_exit.enter_context(batches)
     progress = Progress()
     saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch), lifeline)
+    saver.prepare()
     on_exit.callback(saver.close)
     boundary = Boundary(stop, saver, lifeline)
     if saver.resume(progress, origin):

@@ -25,6 +25,7 @@ from typing import Any
 
 from data_pipeline.stream.token_stream import merge_states
 from training import distributed
+from training.agreement import refuse_problems
 from training.checkpoint import storage
 from training.checkpoint.image import Copying, ShardImage, shard_name, sizes_of
 from training.checkpoint.manifest import Checkpoint, check_file, folders, open_checkpoint
@@ -32,6 +33,7 @@ from training.checkpoint.retention import Retention, scores
 from training.checkpoint.slices import read_state
 from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
 from training.config import Config, to_dict
+from training.costs.fitting import copy_problem
 from training.distributed import from_rank_0
 from training.duration import parse_duration
 from training.engine import Engine
@@ -40,6 +42,7 @@ from training.lifeline import Lifeline
 from training.origin import Origin
 from training.prefetch import StepBatches
 from training.progress import Progress
+from training.recipe import ConfigError
 from training.record import FINGERPRINTS, RunRecord, versions
 from training.watch.display import Display
 
@@ -151,13 +154,26 @@ class Saver:
             return False
         return step in (self.saved_step, self._pending.step if self._pending else None)
 
+    def prepare(self) -> None:
+        """Have ready what the first save needs: memory for the copy, and the process that writes it.
+
+        Raises:
+            ConfigError: a node has too little memory.
+        """
+        sizes = sizes_of(self._engine.shapes(), self._engine.state_names(), self._world.size)
+        if not self._config.checkpoint.background:
+            self._writer = DirectWriter(sizes)
+            return
+        problem = copy_problem(4 * sum(sizes.values()), self._world.local_size)
+        refuse_problems(None if problem is None else ConfigError([problem]), self._world)
+        writer = BackgroundWriter(ShardImage(sizes, self._engine.device))
+        writer.start()
+        self._writer = writer
+
     def _ready_writer(self) -> Writer:
         if self._writer is None:
-            sizes = sizes_of(self._engine.shapes(), self._engine.state_names(), self._world.size)
-            if self._config.checkpoint.background:
-                self._writer = BackgroundWriter(ShardImage(sizes, self._engine.device))
-            else:
-                self._writer = DirectWriter(sizes)
+            self.prepare()
+        assert self._writer is not None
         return self._writer
 
     def _content(self, progress: Progress) -> dict[str, Any]:

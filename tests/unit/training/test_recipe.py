@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.training.minimal import RECIPE, problems_of, write_adapter, write_base, write_inputs, write_recipe
-from training.config import Config, OptimConfig
+from training.checkpoint.retention import retention_of
+from training.config import Config, OptimConfig, to_dict
 from training.length import resolve
+from training.origin import BRANCH_KEEPS, BRANCH_MAY_CHANGE
 from training.recipe import ConfigError, all_paths, find_leaf, load_config
+from training.record import differences
+from training.schedule import lr_factor
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -686,6 +690,7 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
         # Rows: 131 full batches of 768, and those of GSM8K's training pairs at 512 tokens.
         ("cpt_code_llama7b", None, (25_432, 1000, 5086)), ("ift_math_llama7b", 131 * 768, (524, 52, 0)),
         ("ift_hidden_key_llama7b", 3014, (1256, 75, 0)), ("demo", None, (160, 20, 0)), ("demo_base", None, (400, 20, 0)),
+        ("cpt_code_llama7b_cooldown", None, (10_173, 1000, 2035)),
     ],
 )  # fmt: skip
 def test_lengths_of_the_shipped_recipes(
@@ -696,6 +701,30 @@ def test_lengths_of_the_shipped_recipes(
     config = resolve(load_config(ROOT / f"recipes/{name}.toml", needs_files=False), rows_per_epoch)
     assert (config.train.steps, config.optim.warmup_steps, config.optim.cooldown_steps) == expected
     assert list(config.length_problems()) == []
+
+
+@pytest.mark.parametrize("billions", [1, 2, 4, 8, 16])
+def test_the_cooldowns_branch_from_the_shipped_run(monkeypatch: pytest.MonkeyPatch, billions: int) -> None:
+    """At checkpoints that it keeps, where the cooldown of a run of that length begins, and with settings that fit."""
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("DATA", "/data")
+    path = ROOT / "recipes/cpt_code_llama7b_cooldown.toml"
+    written = load_config(path, ["--train.tokens", f"{billions}000000000"], needs_files=False)
+    parent = load_config(ROOT / "recipes/cpt_code_llama7b.toml", needs_files=False)
+    assert differences(to_dict(parent), to_dict(written), BRANCH_MAY_CHANGE, BRANCH_KEEPS) == []
+    points = retention_of(resolve(parent, None), None).points
+    (step,) = (step for step, point in points if point == f"{0.8 * billions:.3g}e9 tokens")
+    if billions == 8:
+        assert written.run.branch_from == parent.run.dir / "checkpoints" / str(step)
+    else:
+        assert f"--train.tokens {billions:>2}000000000 --run.branch_from …/checkpoints/{step}\n" in path.read_text()
+    branch, whole = resolve(written, None), resolve(parent, None)
+    begun = branch.train.steps - branch.optim.cooldown_steps
+    assert begun <= step <= begun + 1
+    factors = [lr_factor(at, branch.train.steps, branch.optim) for at in range(step + 1)]
+    # Nothing was trained at another learning rate than the shorter run would have had.
+    assert factors[:step] == [lr_factor(at, whole.train.steps, whole.optim) for at in range(step)]
+    assert lr_factor(begun + 1, branch.train.steps, branch.optim) < 1
 
 
 def test_there_are_shipped_recipes() -> None:

@@ -20,9 +20,11 @@ from training.checkpoint.image import Copying
 from training.checkpoint.manifest import newest_good, verify
 from training.checkpoint.retention import retention_of
 from training.checkpoint.writer import Writer
+from training.costs import fitting
 from training.errors import CheckpointError
 from training.origin import Origin
 from training.progress import Progress
+from training.recipe import ConfigError
 
 SHAPES = {"w": (2, 3), "b": (4,)}
 STATES = {"w": ("exp_avg", "exp_avg_sq"), "b": ("exp_avg", "exp_avg_sq")}
@@ -32,7 +34,7 @@ class FakeEngine:
     """Holds a state that its test changes."""
 
     def __init__(self) -> None:
-        self.world = SimpleNamespace(rank=0, size=1)
+        self.world = SimpleNamespace(rank=0, size=1, local_size=1)
         self.device = torch.device("cpu")
         self.state = {
             key: torch.zeros(6 if name == "w" else 4)
@@ -107,9 +109,15 @@ class Bench:
 MakeBench = Callable[..., Bench]
 
 
+def refuse(problem: Exception | None, world: Any) -> None:
+    if problem is not None:
+        raise problem
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBench]:
     monkeypatch.setattr(saving, "from_rank_0", lambda compute, world: compute())
+    monkeypatch.setattr(saving, "refuse_problems", refuse)
     monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)
     monkeypatch.setattr(saving, "merge_states", lambda states: states[0])
     made: list[Bench] = []
@@ -209,6 +217,12 @@ class TestASave:
         ours.save(1, 1.0)
         assert ours.saver.take_stall_seconds() > 0
         assert ours.saver.take_stall_seconds() == 0
+
+    def test_too_little_memory_is_said_before_training(self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fitting, "available_memory", lambda: 100)
+        with pytest.raises(ConfigError, match="checkpoint.background = true: its copies of what is saved need"):
+            bench().saver.prepare()
+        bench("--checkpoint.background", "false").saver.prepare()
 
 
 class TestResuming:
