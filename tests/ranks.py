@@ -1,12 +1,18 @@
-"""Run a function on several ranks: one fresh interpreter each, a timeout that dumps all stacks, results as JSON.
+"""Start several ranks: for a function, with a timeout that dumps all stacks and results as JSON, or for a whole training.
 
 The parent calls run_ranks("tests.distributed.scenarios:function", world_size, argument=...); each rank imports the
 function, calls it and writes what it returned. The first rank that fails ends the others.
+
+Ranks are forked by one process that has imported torch and DeepSpeed (tests/zygote.py). With `fresh=True`, with FRESH_RANKS=1
+in the environment and elsewhere than on Linux each is an interpreter of its own.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import faulthandler
+import functools
 import importlib
 import json
 import os
@@ -17,14 +23,29 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.zygote import ROOT, Forked, Zygote, call
 
 
 class RanksFailed(AssertionError):
     """A rank failed or hung; the message holds every rank's output."""
+
+
+class Interpreter(subprocess.Popen[bytes]):
+    """A rank that is an interpreter of its own."""
+
+    def __init__(self, function: str, arguments: dict[str, Any], *, environment: dict[str, str], output: Path) -> None:
+        self.output = output
+        command = [sys.executable, "-m", "tests.ranks", function, json.dumps(arguments)]
+        with output.open("wb") as file:
+            super().__init__(command, env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
+
+Rank = Forked | Interpreter
+"""A process that has pid, output (what it prints), returncode, poll(), wait(timeout), send_signal() and kill()."""
 
 
 def free_port() -> int:
@@ -45,74 +66,131 @@ def base_environment() -> dict[str, str]:
     return env
 
 
+def rank_environments(world_size: int, local_size: int | None = None) -> list[dict[str, str]]:
+    """What a launcher sets for each rank; with `local_size` ranks believe to be on several nodes, so many on each."""
+    common = base_environment() | {
+        "WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(local_size or world_size), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    return [
+        common | {"RANK": str(rank), "LOCAL_RANK": str(rank % (local_size or world_size))} for rank in range(world_size)
+    ]
+
+
 def run_ranks(
-    function: str, world_size: int, *, timeout: float = 240, local_size: int | None = None, **arguments: Any
+    function: str,
+    world_size: int,
+    *,
+    timeout: float = 240,
+    local_size: int | None = None,
+    fresh: bool = False,
+    **arguments: Any,
 ) -> list[Any]:
     """Call `module:name` with keyword arguments on every rank; return what each rank returned.
 
     With `local_size` the ranks believe to be on several nodes, with so many on each.
+
+    Raises:
+        RanksFailed: a rank raised an error, or ended otherwise than by returning, or took too long.
     """
-    port = free_port()
-    local_size = local_size or world_size
-    with tempfile.TemporaryDirectory() as folder:
-        processes, outputs = [], []
-        for rank in range(world_size):
-            env = base_environment() | {
-                "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank % local_size),
-                "LOCAL_SIZE": str(local_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-            command = [sys.executable, "-m", "tests.ranks", function, json.dumps(arguments), f"{folder}/{rank}.json"]
-            output = Path(folder) / f"{rank}.log"
-            outputs.append(output)
-            with output.open("wb") as file:
-                processes.append(
-                    subprocess.Popen(
-                        [*command, str(timeout - 10)],
-                        env=env,
-                        cwd=ROOT,
-                        stdout=file,
-                        stderr=file,
-                        start_new_session=True,
-                    )
-                )
-        problem = wait_for(processes, timeout)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ranks: list[Rank] = []
+        try:
+            for number, environment in enumerate(rank_environments(world_size, local_size)):
+                work = {"function": function, "arguments": arguments, "result": f"{folder}/{number}.json",
+                        "seconds": timeout - 10}  # fmt: skip
+                output = folder / f"{number}.log"
+                ranks.append(start("tests.ranks:worker", work, environment=environment, output=output, fresh=fresh))
+            problem = wait_for(ranks, timeout)
+        finally:
+            end(ranks)
         if problem:
-            logs = "\n".join(f"--- rank {k}\n{path.read_text(errors='replace')}" for k, path in enumerate(outputs))
+            logs = "\n".join(f"--- rank {k}\n{rank.output.read_text(errors='replace')}" for k, rank in enumerate(ranks))
             raise RanksFailed(f"{function} on {world_size} ranks: {problem}\n{logs}")
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world_size)]
+        return [json.loads((folder / f"{number}.json").read_text()) for number in range(world_size)]
 
 
-def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float) -> str | None:
-    """Wait for all; on the first failure or the timeout end the rest and say what happened."""
+def start_program(
+    arguments: Sequence[str],
+    world_size: int,
+    *,
+    folder: Path,
+    local_size: int | None = None,
+    environment: dict[str, str] | None = None,
+    fresh: bool = False,
+) -> list[Rank]:
+    """Start `training/main.py` with a command line on every rank, without a launcher, and don't wait.
+
+    Nobody ends the other ranks where one dies, as a launcher would; `end` does.
+
+    Args:
+        arguments: the command line.
+        world_size: number of ranks.
+        folder: an existing one, for what each rank prints: `<rank>.log`, emptied first.
+        local_size: as in run_ranks.
+        environment: more variables, for all ranks.
+        fresh: as in run_ranks.
+    """
+    return [
+        start(
+            "tests.ranks:program", {"arguments": list(arguments)}, environment=variables | (environment or {}),
+            output=folder / f"{number}.log", fresh=fresh,
+        )
+        for number, variables in enumerate(rank_environments(world_size, local_size))
+    ]  # fmt: skip
+
+
+def start(
+    function: str, arguments: dict[str, Any], *, environment: dict[str, str], output: Path, fresh: bool = False
+) -> Rank:
+    """Call `module:name` with keyword arguments in a process that has this environment and prints to `output`."""
+    if fresh or os.environ.get("FRESH_RANKS") or sys.platform != "linux":
+        return Interpreter(function, arguments, environment=environment, output=output)
+    return zygote().fork(function, arguments, environment=environment, output=output)
+
+
+@functools.cache
+def zygote() -> Zygote:
+    """The process that forks ranks for this one, until its end."""
+    made = Zygote(base_environment())
+    atexit.register(made.close)
+    return made
+
+
+def wait_for(ranks: Sequence[Rank], timeout: float) -> str | None:
+    """Wait until all have ended, one has failed or time is up; say what happened if that is not the first."""
     deadline = time.monotonic() + timeout
-    problem = None
-    while problem is None and any(process.poll() is None for process in processes):
-        failed = [k for k, process in enumerate(processes) if process.poll() not in (None, 0)]
+    while any(rank.poll() is None for rank in ranks):
+        failed = [k for k, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
         if failed:
-            problem = f"rank {failed[0]} ended with code {processes[failed[0]].returncode}"
-        elif time.monotonic() > deadline:
-            problem = f"no end after {timeout:.0f} s; stacks below"
-            for process in processes:
-                process.send_signal(signal.SIGUSR1)
-            time.sleep(2)
-        time.sleep(0.1)
-    if problem is None:
-        codes = [process.wait() for process in processes]
-        problem = f"exit codes {codes}" if any(codes) else None
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return problem
+            return f"rank {failed[0]} ended with code {ranks[failed[0]].returncode}"
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                rank.send_signal(signal.SIGUSR1)
+            time.sleep(2)  # they print their stacks
+            return f"no end after {timeout:.0f} s; stacks below"
+        time.sleep(0.02)
+    codes = [rank.returncode for rank in ranks]
+    return f"exit codes {codes}" if any(codes) else None
 
 
-def worker(function: str, arguments: str, result: str, seconds: str) -> None:
-    """One rank."""
+def end(ranks: Sequence[Rank]) -> None:
+    """Kill those that still run, with all that they have started."""
+    for rank in ranks:
+        if rank.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank.pid, signal.SIGKILL)
+            rank.wait()
+
+
+def worker(function: str, arguments: dict[str, Any], result: str, seconds: float) -> None:
+    """One rank of run_ranks."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    faulthandler.dump_traceback_later(float(seconds))
+    faulthandler.dump_traceback_later(seconds)
     module, name = function.split(":")
     try:
-        value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+        value = getattr(importlib.import_module(module), name)(**arguments)
         Path(result).write_text(json.dumps(value))
         code = 0
     except BaseException:
@@ -124,5 +202,13 @@ def worker(function: str, arguments: str, result: str, seconds: str) -> None:
     os._exit(code)
 
 
+def program(arguments: list[str]) -> None:
+    """One rank of start_program: what `python -m training.main` does."""
+    from training.main import leave, main
+
+    sys.argv = [str(ROOT / "training" / "main.py"), *arguments]
+    leave(main())
+
+
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    call(sys.argv[1], json.loads(sys.argv[2]))

@@ -18,12 +18,12 @@ class AppendedFile:
     An attempt that fails halfway leaves a piece of an entry behind, as on a full disk. It is cut before anything follows it.
     """
 
-    def __init__(self, path: Path, *, called: str = "lines") -> None:
+    def __init__(self, path: Path, *, called: str | None = None) -> None:
         """`called` is what people call the entries; the file's folder must exist when they are written."""
         self.path = path
         self.num_lost = 0
         """Entries, the oldest ones, that had to give way to newer ones because more than MOST_BYTES were waiting."""
-        self._called = called
+        self._called = called or f"lines of {path.name}"
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self.torn_at: int | None = None
@@ -32,8 +32,8 @@ class AppendedFile:
 
     def __str__(self) -> str:
         """What is missing in the file."""
-        lost = f", and {self.num_lost} older ones for good," if self.num_lost else ""
-        return f"{len(self._waiting)} {self._called}{lost} of {self.path.name}"
+        lost = f" ({self.num_lost} older ones are lost)" if self.num_lost else ""
+        return f"{len(self._waiting)} {self._called}{lost}"
 
     def add(self, entry: bytes) -> None:
         """Have an entry wait for the next flush."""

@@ -595,7 +595,7 @@ class Config:
         yield from self._adapter_problems()
         yield from self._fit_problems(unread)
         yield from self._optim_problems(unread)
-        yield from self._keep_best_problems()
+        yield from self._keep_best_problems(unread)
         yield from self._tokenizer_problems()
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
@@ -639,7 +639,7 @@ class Config:
                     f"{steps} of the run",
                 )
 
-    def _keep_best_problems(self) -> Iterator[Problem]:
+    def _keep_best_problems(self, unread: Collection[str]) -> Iterator[Problem]:
         """checkpoint.keep_best must name what the tasks measure."""
         best, tasks, field = self.checkpoint.keep_best, self.eval.tasks, "checkpoint.keep_best"
         if best is None:
@@ -653,7 +653,7 @@ class Config:
             yield field, f"there is no [eval.tasks.{task}]{hint}"
         elif tasks[task].kind in get_args(TaskKind) and metric != (measured := metric_of(tasks[task].kind)):
             yield field, f"the metric of that task is {measured}; write {task}.{measured}"
-        if self.eval.every_steps < 1:
+        if self.eval.every_steps < 1 and "eval.every_steps" not in unread:
             yield field, "needs scores on the way; set eval.every_steps"
 
     def _adapter_problems(self) -> Iterator[Problem]:

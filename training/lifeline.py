@@ -50,6 +50,9 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER
 READY_SECONDS = 3.0
 """Time that ranks have to write their stacks before the cause is said."""
 
+WRITE_SECONDS = 2.0
+"""Time to write run.json before the cause is said without."""
+
 LEAVE_SECONDS = 8.0
 """Time after which a rank leaves in any case once the end is decided."""
 
@@ -140,10 +143,11 @@ class Lifeline:
 
     def stop(self, reason: str) -> None:
         """Leave with 85, all ranks together, as nothing can be lost before training begins; from any thread, without return."""
+        self._leave_in_time(EXIT_PREEMPTED)
         report = Report(rank=self._world.rank, kind="stop", text=reason, exit_code=EXIT_PREEMPTED)
         if self._wire is not None:
             self._wire.send(report=dataclasses.asdict(report))
-            time.sleep(LEAVE_SECONDS)
+            time.sleep(2 * LEAVE_SECONDS)
         elif self._world.rank == 0:
             # The launcher ends ranks that wait for this one.
             self._speak(decide([report], places={}, hosts={}, stacks=self._stacks))
@@ -249,9 +253,7 @@ class Lifeline:
 
     def _prepare(self, verdict: Verdict) -> None:
         """Write this rank's stacks to its log, and the traceback to the terminal if it has caused the end."""
-        self._guard = threading.Timer(LEAVE_SECONDS, _leave, (verdict.exit_code,))
-        self._guard.daemon = True
-        self._guard.start()
+        self._leave_in_time(verdict.exit_code)
         if verdict.kind == "stop":
             return
         if self._error is None:
@@ -267,6 +269,13 @@ class Lifeline:
             traceback.print_exception(self._error, file=sys.stderr)
             sys.stderr.flush()
 
+    def _leave_in_time(self, code: int) -> None:
+        """Whatever keeps this process: it does so for some seconds at most, unless it is closed before."""
+        self._guard = self._guard or threading.Timer(LEAVE_SECONDS, _leave, (code,))
+        self._guard.daemon = True
+        if not self._guard.is_alive():
+            self._guard.start()
+
     def _is_first_to_speak(self) -> bool:
         if not self._token:
             return True
@@ -279,7 +288,12 @@ class Lifeline:
         return True
 
     def _speak(self, verdict: Verdict) -> None:
-        """Say the cause, and write it to run.json if this start has opened that."""
+        """Write the cause to run.json, if this start has opened that, and say it."""
+        if self._record.content:
+            # What is said comes last, but waits for no storage that has gone.
+            writing = threading.Thread(target=self._write, args=(verdict,), daemon=True)
+            writing.start()
+            writing.join(WRITE_SECONDS)
         if self._display.is_live:
             self._display.console.show_cursor()
             self._display.console.print()
@@ -291,16 +305,16 @@ class Lifeline:
         elif verdict.rank != self._world.rank or self._error is None:
             # Else it is the last line of the traceback.
             print(verdict.text, file=sys.stderr, flush=True)
-        if not self._record.content:
-            return
+
+    def _write(self, verdict: Verdict) -> None:
         status, key = ("preempted", "stopped_by") if verdict.kind == "stop" else ("failed", "error")
+        if self._record.is_writer:
+            self._record.finish(status, **{key: verdict.error})
+            return
+        # Rank 0 is gone, and with it what it knows.
+        path = self._record.dir / "run.json"
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
         try:
-            if self._record.is_writer:
-                self._record.finish(status, **{key: verdict.error})
-                return
-            # Rank 0 is gone, and with it what it knows.
-            path = self._record.dir / "run.json"
-            finished = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(path, {**(read_json(path) or {}), "status": status, key: verdict.error, "finished": finished})
         except OSError:
             log.exception("run.json could not be written")

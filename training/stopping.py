@@ -81,14 +81,14 @@ class StopRequest:
     def _wait(self, signals: socket.socket) -> None:
         """Look for requests until training begins."""
         while (leave := self._leave) is not None:
-            if select.select([signals], [], [], LOOK_SECONDS)[0]:
-                for number in signals.recv(64):
-                    if number in STOP_SIGNALS:
-                        self.reason = self.reason or signal.Signals(number).name
             if self.is_local():
                 if self.reason == PREEMPT_FILE:
                     self.clear_file()
                 leave(str(self.reason))
+            if select.select([signals], [], [], LOOK_SECONDS)[0]:
+                for number in signals.recv(64):
+                    if number in STOP_SIGNALS:
+                        self.reason = self.reason or signal.Signals(number).name
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C means now. (Launchers follow the first one up with SIGTERM, which doesn't.)

@@ -19,18 +19,16 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_pipeline.stream.state import state_of
-from training.boundary import Boundary
 from training.checkpoint.manifest import open_checkpoint
 from training.checkpoint.retention import retention_of
 from training.checkpoint.slices import read_state
 from training.config import Config
-from training.distributed import any_rank
+from training.distributed import any_rank, sum_over_ranks
 from training.engine import Engine
 from training.origin import Origin
 from training.progress import Progress
 from training.record import RunRecord
 from training.saving import Saver
-from training.stopping import StopRequest
 from training.watch.display import Display
 
 
@@ -78,7 +76,6 @@ class Ours:
         stream: Any = NoStream(engine.world.lanes(config.train.global_batch_rows))
         display = Display(label="", steps=1, is_shown=False)
         self._saver = Saver(engine, stream, config, record, display, retention_of(config, None))
-        self._boundary = Boundary(StopRequest(config.run.dir, watches_file=engine.world.rank == 0), self._saver)
         self._step = 0
 
     def save(self, step: int) -> float:
@@ -89,7 +86,9 @@ class Ours:
 
     def cross(self) -> tuple[bool, float]:
         """See `Way`."""
-        self._boundary.cross()
+        # What training.boundary does for a save.
+        busy, retries = sum_over_ranks([float(self._saver.is_busy()), float(self._saver.wants_retry())])
+        self._saver.go_on(is_any_busy=busy > 0, is_retry_due=retries > 0)
         return self._saver.saved_step != self._step, self._saver.take_stall_seconds()
 
     def folder(self, step: int) -> Path:

@@ -30,20 +30,30 @@ Handler = Callable[[str, Perform, tuple[Any, ...], dict[str, Any]], Any]
 """Gets the name of a call, the call itself and its arguments; returns what the caller is to get."""
 
 
-@contextlib.contextmanager
-def intercepted(handler: Handler) -> Iterator[None]:
-    """Have every such call of this process go through `handler`."""
+def intercept(handler: Handler) -> Callable[[], None]:
+    """Have every such call of this process go through `handler`; return what ends that."""
     real = {name: getattr(os, name) for name in NAMES}
     opening = builtins.open
-    try:
-        for name, perform in real.items():
-            setattr(os, name, _through(handler, name, perform))
-        builtins.open = io.open = _through(handler, "open", opening)  # type: ignore[assignment]
-        yield
-    finally:
+
+    def undo() -> None:
         for name, perform in real.items():
             setattr(os, name, perform)
         builtins.open = io.open = opening
+
+    for name, perform in real.items():
+        setattr(os, name, _through(handler, name, perform))
+    builtins.open = io.open = _through(handler, "open", opening)  # type: ignore[assignment]
+    return undo
+
+
+@contextlib.contextmanager
+def intercepted(handler: Handler) -> Iterator[None]:
+    """The same for the block."""
+    undo = intercept(handler)
+    try:
+        yield
+    finally:
+        undo()
 
 
 def _through(handler: Handler, name: str, perform: Perform) -> Perform:
@@ -115,5 +125,4 @@ def kill_where_asked() -> None:
     def tell(where: str) -> None:
         say(words, f"{who} killed itself {where}, point {asked['point']}".encode(), 0)
 
-    # For as long as the process lives.
-    contextlib.ExitStack().enter_context(intercepted(Killer(asked["point"], tell)))
+    intercept(Killer(asked["point"], tell))

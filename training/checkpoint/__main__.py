@@ -118,10 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", type=Path, metavar="PATH", help="where the tokenizer is now (default: data.tokenizer of the run)"
     )
     export.add_argument(
-        "--max-shard-size",
-        default="5GB",
-        metavar="SIZE",
-        help="largest weight file, in KB, MB, GB or TB (default: 5GB)",
+        "--max-shard-size", type=_bytes, default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)"
     )
     return parser
 

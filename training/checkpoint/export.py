@@ -204,8 +204,11 @@ def _publish(plan: Plan, reporter: ProgressReporter) -> None:
             shutil.copy2(path, folder / path.name)
         sync_folder(folder)
         folder.rename(plan.out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # A write does not say to which file.
+            error.filename = str(plan.out)
         raise
 
 

@@ -72,7 +72,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, first_step: int, unwritten: Unwritten) -> None:
         """Shown from `first_step` on; what an earlier start wrote for it and later steps is shown no longer."""
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = EventFile(run_dir / "tensorboard" / name, called="events")
+        self._file = EventFile(run_dir / "tensorboard" / name, called="events for TensorBoard")
         self._unwritten = unwritten
         self._next_flush = 0.0
         self._file.add_event(file_version="brain.Event:2")

@@ -115,9 +115,9 @@ def test_the_oldest_entries_give_way_and_that_is_said(tmp_path: Path, monkeypatc
     for number in range(7):
         file.add(b"%d..\n" % number)
     assert file.num_lost == 5
-    assert str(file) == "2 events, and 5 older ones for good, of lines"
+    assert str(file) == "2 events (5 older ones are lost)"
     file.add(b"an entry that is longer than everything that may wait\n")
-    assert str(file) == "1 events, and 7 older ones for good, of lines"
+    assert str(file) == "1 events (7 older ones are lost)"
     file.flush()
     assert file.path.read_bytes() == b"an entry that is longer than everything that may wait\n"
 

@@ -14,7 +14,13 @@ from training.checkpoint.storage import commit, unfinished_folder, write_file
 
 
 def store(
-    root: Path, step: int, tensors: Mapping[str, Tensor], *, world_size: int = 1, states: tuple[str, ...] = (), **more: Any
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    *,
+    world_size: int = 1,
+    states: tuple[str, ...] = (),
+    **more: Any,
 ) -> Path:
     """A checkpoint of whole tensors, cut for some ranks; optimizer states are ones. `more` goes into the manifest."""
     folder = unfinished_folder(root, step, "made")
@@ -34,7 +40,7 @@ def store(
         "placement": "zero3",
         "optimizer_steps": {},
         "parameters": {name: list(shape) for name, shape in shapes.items()},
-        "states": dict.fromkeys(shapes, list(states)),
+        "states": {name: list(states) for name in shapes},
         "fingerprints": {},
         "config": {},
         "stream": {},

@@ -311,6 +311,8 @@ class TestProblems:
         (problem,) = problems_of(path)
         assert problem.endswith("needs scores on the way; set eval.every_steps")
         assert problems_of(path, "--eval.every_steps", "5") == []
+        (problem,) = problems_of(path, "--eval.every_steps", "x")
+        assert problem.startswith("eval.every_steps")
 
 
 def test_it_needs_no_torch() -> None:

@@ -1,0 +1,260 @@
+"""`ls` and `verify` on runs whose checkpoints are whole, damaged and unfinished."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ranks import ROOT
+from tests.unit.training.checkpoint.stored import store
+from tests.unit.training.minimal import minimal_config
+from training.checkpoint.__main__ import main
+from training.config import to_dict
+from training.files import write_json
+
+TENSORS = {"a": torch.arange(40.0).view(5, 8), "b": torch.ones(3)}
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with checkpoints of steps 100, 200 and 300."""
+    config = to_dict(minimal_config(tmp_path / "recipe", "--checkpoint.keep", "1", "--checkpoint.keep_at", "100 steps"))
+    run = tmp_path / "run"
+    for step in (100, 200, 300):
+        store(run / "checkpoints", step, TENSORS, world_size=2, states=("exp_avg",), config=config)
+    return run
+
+
+def shard(run: Path, step: int, rank: int = 0) -> Path:
+    return run / "checkpoints" / str(step) / f"rank-{rank:05d}-of-00002.safetensors"
+
+
+def change_a_byte(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+def listed(capsys: Captured, *paths: Path) -> list[dict[str, Any]]:
+    assert main(["ls", *map(str, paths), "--json"]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def verified(capsys: Captured, *arguments: Path | str) -> tuple[int, list[str]]:
+    """The exit code and the lines that are printed."""
+    code = main(["verify", *map(str, arguments)])
+    return code, capsys.readouterr().out.splitlines()
+
+
+class TestListing:
+    def test_a_line_per_checkpoint_with_all_that_is_known(
+        self, run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TZ", "UTC")
+        time.tzset()
+        assert main(["ls", str(run)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == str(run / "checkpoints")
+        assert lines[2].split() == ["step", "tokens", "written", "ranks", "placement", "size", "kept", "as", "state"]
+        rows = [" ".join(line.split()) for line in lines[4:7]]
+        size = sum(path.stat().st_size for path in (run / "checkpoints" / "300").iterdir())
+        assert rows == [
+            f"300 153,600 2026-05-04 03:02 2 zero3 {size / 1e3:.1f} kB the newest ok",
+            f"200 102,400 2026-05-04 03:02 2 zero3 {size / 1e3:.1f} kB ok",
+            f"100 51,200 2026-05-04 03:02 2 zero3 {size / 1e3:.1f} kB at 100 steps ok",
+        ]
+
+    def test_for_programs(self, run: Path, capsys: Captured) -> None:
+        folder = run / "checkpoints" / "100"
+        assert listed(capsys, run)[-1] == {
+            "path": str(folder), "step": 100, "tokens_seen": 51200, "written": "2026-05-04T03:02:01+00:00",
+            "world_size": 2, "placement": "zero3", "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "kept": ["at 100 steps"], "state": "ok", "problem": None,
+        }  # fmt: skip
+
+    def test_a_run_its_checkpoints_or_one_of_them(self, run: Path, capsys: Captured) -> None:
+        def steps(*paths: Path) -> list[int]:
+            return [entry["step"] for entry in listed(capsys, *paths)]
+
+        assert steps(run) == steps(run / "checkpoints") == [300, 200, 100]
+        assert steps(run / "checkpoints" / "200") == [200]
+        assert steps(run / "checkpoints" / "200", run) == [200, 300, 200, 100]
+        copied = shutil.copytree(run / "checkpoints" / "100", run.parent / "best-of-all")
+        assert steps(Path(copied)) == [100]
+
+    def test_damaged_and_unfinished_ones(self, run: Path, capsys: Captured) -> None:
+        shard(run, 300).write_bytes(b"short")
+        (run / "checkpoints" / "200" / "MANIFEST.json").unlink()
+        # What is in a file is for verify.
+        change_a_byte(shard(run, 100))
+        unfinished = run / "checkpoints" / ".400.a1.unfinished"
+        unfinished.mkdir()
+        (unfinished / "half").write_bytes(bytes(500))
+        size = shard(run, 100).stat().st_size
+        found = [(entry["step"], entry["state"], entry["problem"], entry["kept"]) for entry in listed(capsys, run)]
+        assert found == [
+            (300, "damaged", f"rank-00000-of-00002.safetensors: has 5 bytes instead of {size}", []),
+            (200, "damaged", "MANIFEST.json: missing or unreadable, so the checkpoint was never completed", []),
+            (100, "ok", None, ["the newest", "at 100 steps"]),
+            (400, "unfinished", None, []),
+        ]
+        assert listed(capsys, run)[-1]["bytes"] == 500
+        assert main(["ls", str(run)]) == 0
+        assert "damaged: rank-00000-of-00002.safetensors: has 5 bytes" in capsys.readouterr().out
+
+    def test_why_they_are_kept_is_left_out_where_the_recipe_is_unknown(self, tmp_path: Path, capsys: Captured) -> None:
+        store(tmp_path / "run" / "checkpoints", 5, TENSORS, config={"data": "?"})
+        assert listed(capsys, tmp_path / "run")[0]["kept"] == []
+
+    def test_the_length_of_an_epoch_is_the_runs(self, tmp_path: Path, capsys: Captured) -> None:
+        # Of 60 rows, 12 per step.
+        config = to_dict(
+            minimal_config(tmp_path / "recipe", "--checkpoint.keep", "1", "--checkpoint.keep_at", "1 epochs")
+        )
+        for step in (5, 10):
+            store(tmp_path / "run" / "checkpoints", step, TENSORS, config=config)
+        assert [entry["kept"] for entry in listed(capsys, tmp_path / "run")] == [["the newest"], []]
+        write_json(tmp_path / "run" / "run.json", {"epoch": {"rows": 60}})
+        assert [entry["kept"] for entry in listed(capsys, tmp_path / "run")] == [["the newest"], ["at 1 epochs"]]
+
+
+class TestWhatIsNotThere:
+    @pytest.mark.parametrize("command", ["ls", "verify"])
+    def test_it_is_said(self, command: str, run: Path, capsys: Captured) -> None:
+        (run.parent / "empty" / "checkpoints").mkdir(parents=True)
+        (run.parent / "file").touch()
+        for name, message in {
+            "nothing": "no such folder; name a run, or a checkpoint",
+            "file": "is a file; name a run, or a checkpoint",
+            "empty": "there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint",
+        }.items():
+            assert main([command, str(run.parent / name)]) == 2
+            told = capsys.readouterr()
+            assert told.err == f"error: {run.parent / name}: {message}\n"
+            assert told.out == ""
+
+    def test_others_are_listed_nevertheless(self, run: Path, capsys: Captured) -> None:
+        assert main(["ls", str(run.parent / "nothing"), str(run), "--json"]) == 2
+        assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+class TestVerifying:
+    def test_all_good(self, run: Path, capsys: Captured) -> None:
+        code, lines = verified(capsys, run)
+        assert code == 0
+        assert [line.partition(", ")[0] for line in lines] == [
+            *(f"{run}/checkpoints/{step}: ok" for step in (300, 200, 100)),
+            f"{run}/checkpoints: a start of this run continues from step 300",
+            "nothing is damaged",
+        ]
+
+    def test_every_damaged_file_is_named(self, run: Path, capsys: Captured) -> None:
+        change_a_byte(shard(run, 300, 0))
+        shard(run, 300, 1).unlink()
+        size = shard(run, 100).stat().st_size
+        shard(run, 100).write_bytes(shard(run, 100).read_bytes()[:-1])
+        code, lines = verified(capsys, run)
+        assert code == 1
+        assert lines[:3] == [
+            f"{run}/checkpoints/300: DAMAGED",
+            f"  {shard(run, 300, 0)}: content differs from what was written (SHA-256)",
+            f"  {shard(run, 300, 1)}: missing",
+        ]
+        assert lines[3].startswith(f"{run}/checkpoints/200: ok, ")
+        assert lines[4:] == [
+            f"{run}/checkpoints/100: DAMAGED",
+            f"  {shard(run, 100)}: has {size - 1} bytes instead of {size}",
+            f"{run}/checkpoints: a start of this run continues from step 200",
+            "2 of 3 checkpoints damaged",
+        ]
+
+    def test_any_byte(self, run: Path, capsys: Captured) -> None:
+        chosen = random.Random(5)
+        folder = run / "checkpoints" / "200"
+        for path in sorted(folder.iterdir()) * 4:
+            whole = path.read_bytes()
+            change_a_byte(path, chosen.randrange(len(whole)))
+            assert verified(capsys, folder)[0] == 1
+            path.write_bytes(whole)
+        assert verified(capsys, folder)[0] == 0
+
+    def test_one(self, run: Path, capsys: Captured) -> None:
+        change_a_byte(shard(run, 300))
+        code, lines = verified(capsys, run / "checkpoints" / "200")
+        assert code == 0
+        assert len(lines) == 2
+        assert lines[0].startswith(f"{run}/checkpoints/200: ok, ")
+
+    def test_only_the_newest(self, run: Path, capsys: Captured) -> None:
+        change_a_byte(shard(run, 200))
+        code, lines = verified(capsys, run, "--newest")
+        assert (code, len(lines)) == (0, 3)
+        assert lines[1] == f"{run}/checkpoints: a start of this run continues from step 300"
+        change_a_byte(shard(run, 300))
+        code, lines = verified(capsys, run, "--newest")
+        assert code == 1
+        assert lines[2] == (
+            f"{run}/checkpoints: the newest is damaged, and a start of this run looks for an older one; leave out --newest to "
+            "see which"
+        )
+
+    def test_none_is_good(self, run: Path, capsys: Captured) -> None:
+        for step in (100, 200, 300):
+            change_a_byte(run / "checkpoints" / str(step) / "MANIFEST.json", 300)
+        code, lines = verified(capsys, run)
+        assert code == 1
+        assert lines[-2:] == [
+            f"{run}/checkpoints: every checkpoint is damaged, and a start of this run is refused; remove the folder to start over "
+            "at step 0",
+            "3 of 3 checkpoints damaged",
+        ]
+
+    def test_there_is_only_an_unfinished_one(self, run: Path, capsys: Captured) -> None:
+        shutil.rmtree(run / "checkpoints")
+        (run / "checkpoints" / ".5.a.unfinished").mkdir(parents=True)
+        code, lines = verified(capsys, run)
+        assert code == 0
+        assert lines[0] == (
+            f"{run}/checkpoints: there is no complete checkpoint yet; a start of this run begins at step 0"
+        )
+
+    def test_progress_is_told_apart_from_the_result(self, run: Path, capsys: Captured) -> None:
+        assert main(["verify", str(run), "--newest"]) == 0
+        told = capsys.readouterr().err.splitlines()
+        assert told[0].startswith(f"reading {run}/checkpoints/300: ")
+
+
+class TestCommandLine:
+    def test_help(self, capsys: Captured) -> None:
+        assert main([]) == 2
+        assert "ls|verify|export" in capsys.readouterr().out
+        for command in ("ls", "verify", "export"):
+            with pytest.raises(SystemExit) as caught:
+                main([command, "--help"])
+            assert caught.value.code == 0
+            assert f"$ python -m training.checkpoint {command} runs/cpt" in capsys.readouterr().out
+
+    def test_looking_needs_no_torch(self, run: Path) -> None:
+        code = (
+            "import sys; from training.checkpoint.__main__ import main\n"
+            f"assert main(['ls', {str(run)!r}]) == main(['verify', {str(run)!r}]) == 0\n"
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    def test_a_reader_that_leaves(self, run: Path) -> None:
+        command = f"{sys.executable} -m training.checkpoint ls {' '.join([str(run)] * 200)} | head -1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (141, "")
