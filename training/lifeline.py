@@ -25,14 +25,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from training.command_line import EXIT_FAILED, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION
 from training.files import read_json, write_json
 from training.record import RunRecord
-from training.verdict import PATIENCE, Report, Verdict, decide, hang_report, in_words, is_settled, report_of
+from training.verdict import PATIENCE, Report, Verdict, decide, hang_report, in_words, is_settled, place, report_of
 from training.watch.display import Display
 from training.world import World
 
@@ -244,7 +244,7 @@ class Lifeline:
 
     def _end_alone(self) -> None:
         """The end where rank 0 can't be asked: decide with what is known here; the first of those left says it."""
-        places = {self._world.rank: self._what}
+        places = {self._world.rank: place(self._what)}
         verdict = decide(self._reports, places=places, hosts={0: self._host_of_0}, stacks=self._stacks)
         self._prepare(verdict)
         if self._is_first_to_speak():
@@ -446,20 +446,20 @@ class _Server(threading.Thread):
         if not all(peer.is_watched for peer in peers):
             self._moved = self._clock.seconds
         elif self._clock.seconds - self._moved > self._hang_timeout:
-            self._note(hang_report(peers[0].rank, self._hang_timeout, {peer.rank: peer.what for peer in peers}))
+            self._note(hang_report(peers[0].rank, self._hang_timeout, self._places(peers)))
 
     def _end(self) -> None:
         """Tell all, have the cause said when they are ready, and let them go."""
         for peer in self._peers.values():
             # Only others' errors came, which have their cause somewhere.
-            silence = self._clock.seconds - peer.heard
+            silence = self._silence(peer)
             if all(report.kind == "echo" for report in self._reports) and silence > 3 * self._beat:
                 how = f"has not been heard of for {silence:.0f} s (stopped? its node or the network lost?)"
                 self._reports.append(Report(rank=peer.rank, kind="death", text=how))
         present = [peer for peer in self._peers.values() if not peer.has_left]
         verdict = decide(
             self._reports,
-            places={peer.rank: peer.what for peer in present},
+            places=self._places(present),
             hosts={peer.rank: peer.host for peer in self._peers.values()},
             stacks=self._stacks,
         )
@@ -469,6 +469,13 @@ class _Server(threading.Thread):
             self._serve(0.1)
         self._speak(verdict)
         self._broadcast(leave=True)
+
+    def _places(self, peers: Iterable[_Peer]) -> dict[int, str]:
+        return {peer.rank: place(peer.what, is_silent=self._silence(peer) > 3 * self._beat) for peer in peers}
+
+    def _silence(self, peer: _Peer) -> float:
+        """Seconds for which a rank's thread has not been heard of: it is stopped, or out of reach."""
+        return self._clock.seconds - peer.heard
 
     def _broadcast(self, **message: Any) -> None:
         for peer in self._peers.values():

@@ -12,13 +12,12 @@ from training.unwritten import PAUSE_SECONDS
 
 
 class LogFile(logging.Handler):
-    """Appends records to a file; lines that storage does not take wait, and a file that stays incomplete is told of at the end."""
+    """Appends records to a file; lines that storage does not take wait, which is said on stderr once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._file = AppendedFile(path)
         self._next_attempt = 0.0
-        self._refusal: OSError | None = None
         self._is_told = False
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -38,15 +37,16 @@ class LogFile(logging.Handler):
         try:
             self._file.flush()
         except OSError as error:
-            self._refusal = error
             self._next_attempt = time.monotonic() + PAUSE_SECONDS
-        else:
-            self._refusal = None
+            if not self._is_told:
+                self._is_told = True
+                print(
+                    f"WARNING: storage does not take {self._file}: {error.strerror}. They wait, and are lost if they still wait when "
+                    "the run ends",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
 
     def close(self) -> None:
-        """Write what waits, or say on stderr what is missing."""
+        """Write what waits."""
         self.flush()
-        if self._refusal is not None and not self._is_told:
-            print(f"missing: {self._file} ({self._refusal.strerror})", file=sys.stderr, flush=True)
-            self._is_told = True
         super().close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.checkpoint import storage
-from training.checkpoint.manifest import Checkpoint, candidates, folders, open_checkpoint
+from training.checkpoint.manifest import Checkpoint, candidates, check_file, folders, open_checkpoint
 from training.config import Config, to_dict
 from training.errors import CheckpointError
 from training.files import read_json, sync_folder, write_json
@@ -253,6 +253,22 @@ def content_problems(origin: Origin, facts: Mapping[str, Any]) -> list[str]:
         for name, what in FINGERPRINTS.items()
         if (key := name.removesuffix("_fingerprint")) in origin.fingerprints and origin.fingerprints[key] != facts[name]
     ]
+
+
+def damage(origin: Origin, rank: int, world_size: int) -> CheckpointError | None:
+    """What is wrong with this rank's share of the files of the checkpoint that a start may have to begin with.
+
+    Asked before anything is moved or recorded: a start that can't begin there leaves all as it was.
+    """
+    if origin.checkpoint is None:
+        return None
+    try:
+        found = open_checkpoint(origin.checkpoint)
+        for entry in found.manifest["files"][rank::world_size]:
+            check_file(found, entry)
+    except CheckpointError as error:
+        return error
+    return None
 
 
 def prepare(origin: Origin, config: Config) -> list[str]:

@@ -86,6 +86,6 @@ class Unwritten:
         if self._cause not in self._told:
             self._told.add(self._cause)
             self.say(
-                f"WARNING: storage does not take {change}: {self._cause}. Training goes on; what is missing waits in memory and is "
-                "tried again"
+                f"WARNING: storage does not take {change}: {self._cause}. Training goes on; what is missing is tried again, and "
+                "lost if it still waits when the run ends"
             )

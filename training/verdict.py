@@ -85,7 +85,7 @@ def decide(reports: Sequence[Report], *, places: Mapping[int, str], hosts: Mappi
 
     Args:
         reports: of all ranks, in the order in which they came; at least one.
-        places: what each rank was doing last.
+        places: where each rank is, as `place` has it.
         hosts: the node of each rank.
         stacks: where the stacks of all ranks are.
     """
@@ -117,9 +117,8 @@ def _death(reports: Sequence[Report], cause: Report, places: Mapping[int, str], 
         return text
     if len(set(others.values())) > 1:
         return f"{text}; where the others were: {where(others)}"
-    what = next(iter(others.values()))
-    who = "the other ranks were" if len(others) > 1 else f"{name_ranks(list(others))} was"
-    return f'{text}; {who} in "{what}"'
+    who = "the other ranks were" if len(others) > 1 else f"{name_ranks(others)} was"
+    return f"{text}; {who} {next(iter(others.values()))}"
 
 
 def hang_report(rank: int, seconds: float, places: Mapping[int, str]) -> Report:
@@ -129,15 +128,20 @@ def hang_report(rank: int, seconds: float, places: Mapping[int, str]) -> Report:
     )
 
 
+def place(what: str, *, is_silent: bool = False) -> str:
+    """Where a rank is: what it does, or did when it was last heard of."""
+    return f'silent since "{what}"' if is_silent else f'in "{what}"'
+
+
 def where(places: Mapping[int, str], *, is_now: bool = False) -> str:
-    """Who is doing what, in the order of `places`; `is_now` makes it a sentence."""
+    """Who is where, in the order of `places`; `is_now` makes it a sentence."""
     groups: dict[str, list[int]] = {}
-    for rank, what in places.items():
-        groups.setdefault(what, []).append(rank)
+    for rank, phrase in places.items():
+        groups.setdefault(phrase, []).append(rank)
     parts: list[str] = []
-    for what, ranks in groups.items():
+    for phrase, ranks in groups.items():
         verb = ("is " if len(ranks) == 1 else "are ") if is_now and not parts else ""
-        parts.append(f'{name_ranks(ranks)} {verb}in "{what}"')
+        parts.append(f"{name_ranks(ranks)} {verb}{phrase}")
     return ", ".join(parts)
 
 

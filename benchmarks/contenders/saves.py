@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ def arguments() -> argparse.Namespace:
     for name in ("hidden", "layers", "vocab", "seq-len"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True, help="of LoRA; 0: full finetuning")
+    parser.add_argument("--tokenizer", type=Path, default=Path("unused"), help="of a run that is to be exported")
     parser.add_argument("--memory", action="store_true", help="sample the memory, and look at nothing else")
     return parser.parse_args()
 
@@ -75,7 +77,7 @@ def configuration(asked: argparse.Namespace, world: World) -> Config:
         )
     return Config(
         run=RunConfig(dir=asked.dir / "run"), model=ModelConfig(architecture=shape), adapter=adapter,
-        data=DataConfig(sources={}, tokenizer=Path("unused"), seq_len=asked.seq_len),
+        data=DataConfig(sources={}, tokenizer=asked.tokenizer, seq_len=asked.seq_len),
         train=TrainConfig(
             steps=10**6, placement="zero3", precision="bf16", global_batch_rows=world.size, micro_batch_rows=1
         ),
@@ -92,7 +94,7 @@ class Run:
         device = init_distributed(world)
         ds_config = placements.prepare(self.config, json.loads(asked.ds_config.read_text()), world)
         self.engine = Engine(assemble(self.config, ds_config, world, device), self.config, ds_config, world)
-        self.way: ways_to_save.Way = ways_to_save.WAYS[asked.way](self.engine, self.config)
+        self._make_way = ways_to_save.WAYS[asked.way]
         rows = steps.make_rows(
             world.size, seq_len=asked.seq_len, vocab_size=asked.vocab, document=asked.seq_len, masked=0.0
         )
@@ -100,6 +102,12 @@ class Run:
         self._batch = take_step(rows_of_rank(rows, one_step, world), num_rows=1, micro_batch_rows=1)
         self._targets = int(sum_over_ranks([self._batch.num_targets])[0])
         self.step = 0
+
+    @functools.cached_property
+    def way(self) -> ways_to_save.Way:
+        """The way to save, from its first use on."""
+        way: ways_to_save.Way = self._make_way(self.engine, self.config)
+        return way
 
     def advance(self) -> None:
         """A step alone."""
@@ -168,6 +176,7 @@ def highest(values: list[float]) -> list[float]:
 
 def measure(run: Run, saves: int) -> dict[str, object]:
     """Saves with steps between them, then a resume."""
+    assert run.way
     first = Measured()
     save_once(run, first)
     found = Measured()
@@ -256,20 +265,18 @@ def proportional_bytes(pid: int) -> int:
 
 
 def measure_memory(run: Run, saves: int) -> dict[str, object]:
-    """The highest memory of all ranks without saves, and with them."""
-    peaks = []
-    for is_saving in (False, True):
-        peak = PeakMemory()
-        for _ in range(saves):
-            if is_saving:
-                run.way.save(run.step)
-            # At least as many as it takes for a sample of each of a step's phases.
-            for number in range(100):
-                if not run.take_step()[1] and number >= LEAST_STEPS:
-                    break
-        peaks.append(peak.end())
-    without, beside = sum_over_ranks([float(peak) for peak in peaks])
-    return {"state_bytes": 12 * run.num_trained(), "without_bytes": without, "with_bytes": beside}
+    """The highest memory of all ranks before anything was made for a save, and with saves."""
+    before = PeakMemory()
+    for _ in range(LEAST_STEPS):
+        run.advance()
+    without = before.end()
+    during = PeakMemory()
+    for _ in range(saves):
+        run.way.save(run.step)
+        while run.take_step()[1]:
+            pass
+    peaks = sum_over_ranks([float(without), float(during.end())])
+    return {"state_bytes": 12 * run.num_trained(), "without_bytes": peaks[0], "with_bytes": peaks[1]}
 
 
 def main() -> None:

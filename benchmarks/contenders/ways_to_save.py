@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 # Run by path, a script sees its own folder alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data_pipeline import load_tokenizer
 from data_pipeline.stream.state import state_of
 from training.checkpoint.manifest import open_checkpoint
 from training.checkpoint.retention import retention_of
@@ -73,9 +74,14 @@ class Ours:
         config.run.dir.mkdir(parents=True, exist_ok=True)
         self._engine = engine
         record = RunRecord(config.run.dir, engine.world)
+        if config.data.tokenizer.is_file():
+            # Without it nothing can be exported.
+            record.content["tokenizer_fingerprint"] = load_tokenizer(config.data.tokenizer, "reference").fingerprint
         stream: Any = NoStream(engine.world.lanes(config.train.global_batch_rows))
         display = Display(label="", steps=1, is_shown=False)
         self._saver = Saver(engine, stream, config, record, display, retention_of(config, None))
+        # As training does before its first step.
+        self._saver.prepare()
         self._step = 0
 
     def save(self, step: int) -> float:

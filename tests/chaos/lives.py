@@ -8,31 +8,36 @@ is up to the machine.
 from __future__ import annotations
 
 import contextlib
-import filecmp
+import dataclasses
+import itertools
 import json
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.chaos.system_calls import WRITER
-from tests.ranks import ROOT, base_environment, free_port
+from tests.chaos.system_calls import TRAINING, WRITER, kill_where_asked
+from tests.ranks import ROOT, Rank, end, program, rank_environments, start
 from training.checkpoint.manifest import Checkpoint, folders, verify
 from training.errors import CheckpointError
 
 EVERY_STEPS, KEEP = 2, 2
-LONGEST_LIFE = 120.0
+"""Steps between checkpoints, and how many of them are kept."""
+LONGEST_LIFE = 240.0
 """Seconds after which a life has failed."""
 SECONDS_TO_DIE = 60.0
 """In which the others must have ended after the death of a rank, and all helpers after that of their rank."""
+SECONDS_FOR_A_LAUNCHER = 1.0
+"""After which the others are killed when a rank dies before all have found together, as a launcher would."""
+
+OWN_CALL = ("a rank's own call", "a writer's own call")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +47,42 @@ class Blow:
     kind: Literal["all ranks", "one rank", "a rank's own call", "a writer's own call", "PREEMPT", "SIGTERM"]
     rank: int = 0
     steps: int = 0
+    """0: the seconds count from the start of the processes."""
     seconds: float = 0.0
     call: int = 0
-    """At which of its points (tests.chaos.system_calls.Killer) a process kills itself; after `steps` all are killed anyway."""
+    """At which of its points (tests.chaos.system_calls.Killer) a process kills itself; at last all are killed anyway."""
 
     def __str__(self) -> str:
         """In words."""
-        who = "" if self.kind in ("all ranks", "PREEMPT") else f" of rank {self.rank}"
-        at = f" at point {self.call}, else all" if self.call else ""
-        return f"{self.kind}{who}{at} after {self.steps} steps and {self.seconds:.2f} s"
+        when = f"{self.seconds:.2f} s after {f'step +{self.steps}' if self.steps else 'the start'}"
+        what = {"all ranks": "SIGKILL to all ranks", "one rank": f"SIGKILL to rank {self.rank}", "PREEMPT": "PREEMPT file",
+                "SIGTERM": f"SIGTERM to rank {self.rank}"}.get(self.kind, "SIGKILL to all ranks")  # fmt: skip
+        return f"{what} {when}"
 
 
-def draw(source: random.Random, world_size: int, seconds_to_start: float) -> Blow:
-    """A blow, of which many come in a row: most by the progress of the run, so that it comes to an end."""
+def draw(source: random.Random, world_size: int, seconds_to_start: float, most_steps: int) -> Blow:
+    """A blow; most come by the progress of the run, so that many in a row don't keep it from its end."""
     rank = source.randrange(world_size)
-    soon = {"steps": source.randint(1, 2 * EVERY_STEPS + 1), "seconds": source.uniform(0, 0.06)}
-    match source.choices(("clock", "all", "one", "rank", "writer", "PREEMPT", "SIGTERM"), (15, 25, 20, 10, 20, 5, 5))[
+    moment = {"steps": source.randint(1, min(2 * EVERY_STEPS + 1, most_steps)), "seconds": source.uniform(0, 0.06)}
+    later: dict[str, Any] = moment | {"steps": min(moment["steps"] + 3 * EVERY_STEPS, most_steps)}
+    match source.choices(("clock", "all", "one", "rank", "writer", "PREEMPT", "SIGTERM"), (20, 20, 20, 15, 20, 3, 2))[
         0
     ]:
         case "clock":
-            return Blow(
-                kind=source.choice(("all ranks", "one rank")),
-                rank=rank,
-                seconds=source.uniform(0, 1.3 * seconds_to_start),
-            )
+            kind: Any = source.choice(("all ranks", "one rank"))
+            return Blow(kind=kind, rank=rank, seconds=source.uniform(0, 1.3 * seconds_to_start))
         case "all":
-            return Blow(kind="all ranks", **soon)
+            return Blow(kind="all ranks", **moment)
         case "one":
-            return Blow(kind="one rank", rank=rank, **soon)
+            return Blow(kind="one rank", rank=rank, **moment)
         case "rank":
-            return Blow(kind="a rank's own call", rank=rank, call=source.randint(1, 250), **soon)
+            return Blow(kind="a rank's own call", rank=rank, call=source.randint(1, 60), **later)
         case "writer":
-            return Blow(kind="a writer's own call", rank=rank, call=source.randint(1, 80), **soon)
+            return Blow(kind="a writer's own call", rank=rank, call=source.randint(1, 30 if rank else 60), **later)
         case "PREEMPT":
-            return Blow(kind="PREEMPT", **soon)
+            return Blow(kind="PREEMPT", **moment)
         case _:
-            return Blow(kind="SIGTERM", rank=rank, **soon)
+            return Blow(kind="SIGTERM", rank=rank, **moment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,29 +101,44 @@ class Life:
     """Exit codes of the ranks, a signal as its negative number."""
     killed_itself: str | None
     """Which process did so, and at which call."""
+    was_struck: bool
+    """Whether the blow came before the end."""
     seconds: float
-    problems: tuple[str, ...]
-    """Promises that were broken."""
+    lost: tuple[str, ...]
+    """Committed checkpoints that are gone or damaged, or not where the life went on."""
+    broken: tuple[str, ...]
+    """Other promises."""
+    output: str
+    """The end of what the ranks printed, if anything is broken."""
 
     @property
     def is_done(self) -> bool:
+        """Whether the run has come to its end."""
         return set(self.codes) == {0}
 
     @property
     def num_kills(self) -> int:
-        """Times that SIGKILL came from without or by a process' own hand."""
-        was_struck = -signal.SIGKILL in self.codes and not (self.killed_itself or "").startswith("rank")
-        return was_struck + (self.killed_itself is not None)
+        """Times that SIGKILL came: from without, to one rank or to all at once, or by a process' own hand."""
+        came = self.was_struck and self.blow is not None and self.blow.kind not in ("PREEMPT", "SIGTERM")
+        return came + (self.killed_itself is not None)
 
     def __str__(self) -> str:
         """A line of a log."""
-        start = "before it resumed" if self.resumed_from is None else f"from {self.resumed_from}"
-        how = self.killed_itself or str(self.blow or "undisturbed")
-        return (
-            f"{self.seconds:5.1f} s  {self.world_size} ranks {start:18} to {self.reached:4}, saved {self.newest:4}, "
-            f"exit codes {','.join(map(str, self.codes)):7}  {how}"
-            + "".join(f"\n    BROKEN: {text}" for text in self.problems)
+        begin = "before it resumed" if self.resumed_from is None else f"from {self.resumed_from}"
+        how = [self.killed_itself] if self.killed_itself else []
+        how += [str(self.blow)] if self.blow is not None and self.was_struck else []
+        codes = ",".join(map(str, self.codes))
+        line = (
+            f"{self.seconds:5.1f} s  {self.world_size} ranks, {begin:17} to step {self.reached:3}, saved {self.newest:3}, "
+            f"exit codes {codes:7}  {'; '.join(how) or 'not disturbed'}"
         )
+        return "\n".join(
+            [line, *(f"    BROKEN: {text}" for text in self.lost + self.broken), *self.output.splitlines()]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(kw_only=True)
@@ -130,200 +150,253 @@ class Run:
     """Of training.main, beside the run directory."""
     newest: int = 0
     """Step of the newest checkpoint that was ever there under its name."""
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+    seconds_to_start: float = 0.0
+    """From the start of the last life that came so far to its first step."""
 
     def live(self, blow: Blow | None = None, world_size: int = 2) -> Life:
         """Start it, strike, wait for its end, and look at what is left."""
-        began = time.monotonic()
-        mark = uuid.uuid4().hex
+        began, mark, newest_before = time.monotonic(), uuid.uuid4().hex, self.newest
         scratch = self.folder.with_name(f"{self.folder.name}-lives")
         scratch.mkdir(exist_ok=True)
         outputs = [scratch / f"{mark}-{rank}.txt" for rank in range(world_size)]
         last_words = scratch / f"{mark}-killed.txt"
         ranks = self._start(blow, outputs, mark, last_words)
-        newest_before = self.newest
-        problems: list[str] = []
         try:
             was_struck = self._strike(blow, ranks, outputs[0], began)
-            self._wait(ranks, began, problems, outputs)
+            broken = self._wait(ranks, outputs[0], began)
         finally:
             for rank in ranks:
-                if rank.poll() is None:
-                    rank.kill()
-                    rank.wait()
-        problems += self._orphans(mark)
-        codes = tuple(rank.returncode for rank in ranks)
-        resumed = self._resumed_from(outputs[0])
+                rank.kill()
+                rank.wait(SECONDS_TO_DIE)
+        broken += _orphans(mark)
+        # Only now: an orphan might have changed something.
+        end(ranks)
+        self._look()
+        resumed = _resumed_from(outputs[0])
+        lost = self._lost()
         if resumed is not None and resumed != newest_before:
-            problems.append(f"resumed after step {resumed}, but that of step {newest_before} was there")
-        problems += self._damages()
-        died = last_words.read_text() if last_words.exists() else None
-        problems += self._wrong_codes(codes, blow, was_struck, died)
-        if problems:
-            problems += [f"{path}: ...{path.read_text(errors='replace')[-3000:]}" for path in outputs]
+            lost.append(f"went on after step {resumed}, and step {newest_before} was committed")
+        codes = tuple(int(str(rank.returncode)) for rank in ranks)
+        died = last_words.read_text() if last_words.exists() else ""
+        if not died and not (was_struck and blow and blow.kind not in ("PREEMPT", "SIGTERM")):
+            broken += self._wrong_end(codes, was_asked=was_struck)
+        said = [f"--- rank {rank}\n{path.read_text(errors='replace')[-4000:]}" for rank, path in enumerate(outputs)]
         return Life(
-            blow=blow, world_size=world_size, resumed_from=resumed, reached=self._reached(), newest=self.newest,
-            codes=codes, killed_itself=died, seconds=time.monotonic() - began, problems=tuple(problems),
+            blow=blow, world_size=world_size, resumed_from=resumed, reached=self.reached(), newest=self.newest,
+            codes=codes, killed_itself=died or None, was_struck=was_struck, seconds=time.monotonic() - began,
+            lost=tuple(lost), broken=tuple(broken), output="\n".join(said) if lost or broken else "",
         )  # fmt: skip
 
-    def _start(
-        self, blow: Blow | None, outputs: list[Path], mark: str, last_words: Path
-    ) -> list[subprocess.Popen[bytes]]:
-        port, size = free_port(), len(outputs)
-        started = []
-        for rank, output in enumerate(outputs):
-            env = base_environment() | {
-                "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(size),
-                "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CHAOS_LIFE": mark,
-            }  # fmt: skip
-            if blow is not None and blow.call and rank == blow.rank:
-                program = WRITER if blow.kind == "a writer's own call" else "training.main"
-                env["CHAOS_KILL"] = json.dumps({"program": program, "point": blow.call, "words": str(last_words)})
-                env["PYTHONPATH"] = os.pathsep.join((str(ROOT / "tests" / "chaos" / "injected"), env["PYTHONPATH"]))
-            with output.open("wb") as file:
-                command = [sys.executable, "-m", "training.main", *self.arguments, "--run.dir", str(self.folder)]
-                started.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=file, stderr=file))
-        return started
+    def _start(self, blow: Blow | None, outputs: Sequence[Path], mark: str, last_words: Path) -> list[Rank]:
+        ranks = []
+        arguments = {"arguments": [*self.arguments, "--run.dir", str(self.folder)]}
+        for rank, environment in enumerate(rank_environments(len(outputs))):
+            environment["CHAOS_LIFE"] = mark
+            if blow is not None and blow.kind in OWN_CALL and rank == blow.rank:
+                asked = {
+                    "program": TRAINING if blow.kind == "a rank's own call" else WRITER, "point": blow.call,
+                    "words": str(last_words),
+                }  # fmt: skip
+                environment["CHAOS_KILL"] = json.dumps(asked)
+                environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests' / 'chaos' / 'injected'}"
+            ranks.append(
+                start("tests.chaos.lives:live_as_rank", arguments, environment=environment, output=outputs[rank])
+            )
+        return ranks
 
-    def _strike(self, blow: Blow | None, ranks: list[subprocess.Popen[bytes]], output: Path, began: float) -> bool:
+    def _strike(self, blow: Blow | None, ranks: Sequence[Rank], output: Path, began: float) -> bool:
         """Wait for the moment of the blow, watching checkpoints come; whether it came before the end of the life."""
-        struck_at = None
-        while all(rank.poll() is None for rank in ranks):
+        resumed, moment = None, None
+        while all(rank.poll() is None for rank in ranks) and time.monotonic() - began < LONGEST_LIFE:
             self._look()
-            if time.monotonic() - began > LONGEST_LIFE:
-                return False
-            if blow is not None and struck_at is None:
-                resumed = self._resumed_from(output)
-                if not blow.steps or (resumed is not None and self._reached() - resumed >= blow.steps):
-                    struck_at = (time.monotonic() if blow.steps else began) + blow.seconds
-            if struck_at is not None and time.monotonic() >= struck_at:
-                assert blow is not None
-                self._hit(blow, ranks)
-                return True
+            if resumed is None and (resumed := _resumed_from(output)) is not None:
+                self.seconds_to_start = time.monotonic() - began
+            if blow is not None:
+                if moment is None and not blow.steps:
+                    moment = began + blow.seconds
+                if moment is None and resumed is not None and self.reached() - resumed >= blow.steps:
+                    moment = time.monotonic() + blow.seconds
+                if moment is not None and time.monotonic() >= moment:
+                    self._hit(blow, ranks)
+                    return True
             time.sleep(0.005)
         return False
 
-    def _hit(self, blow: Blow, ranks: list[subprocess.Popen[bytes]]) -> None:
+    def _hit(self, blow: Blow, ranks: Sequence[Rank]) -> None:
         match blow.kind:
             case "PREEMPT":
                 (self.folder / "PREEMPT").touch()
             case "SIGTERM":
-                ranks[blow.rank].terminate()
+                ranks[blow.rank].send_signal(signal.SIGTERM)
             case "one rank":
                 ranks[blow.rank].kill()
             case _:
                 for rank in ranks:
                     rank.kill()
 
-    def _wait(
-        self, ranks: list[subprocess.Popen[bytes]], began: float, problems: list[str], outputs: Sequence[Path]
-    ) -> None:
-        """Wait for the end of all ranks; after the death of one, the others have only so long."""
-        died_at = None
+    def _wait(self, ranks: Sequence[Rank], output: Path, began: float) -> list[str]:
+        """Wait until all ranks have ended; after the first, the others have only so long."""
+        first = None
         while left := [number for number, rank in enumerate(ranks) if rank.poll() is None]:
             self._look()
             now = time.monotonic()
-            if died_at is None and len(left) < len(ranks):
-                died_at = now
-            if now - began > LONGEST_LIFE or (died_at is not None and now - died_at > SECONDS_TO_DIE):
-                problems.append(f"ranks {left} did not end, and were killed")
-                return
-            if died_at is not None and now - died_at > 1 and self._resumed_from(outputs[0]) is None:
-                # They may wait for a rank that has not come yet; a launcher ends them.
-                return
+            if first is None and len(left) < len(ranks):
+                first = now
+            if now - began > LONGEST_LIFE or (first is not None and now - first > SECONDS_TO_DIE):
+                return [f"ranks {left} did not end by themselves"]
+            if first is not None and now - first > SECONDS_FOR_A_LAUNCHER and _resumed_from(output) is None:
+                # They may be waiting for one that will never come.
+                return []
             time.sleep(0.005)
-        self._look()
+        return []
 
     def _look(self) -> None:
         """Remember the newest checkpoint under its name."""
         with contextlib.suppress(OSError):
-            self.newest = max(self.newest, *(int(folder.name) for folder in folders(self._checkpoints)), 0)
+            self.newest = max(self.newest, *(int(folder.name) for folder in folders(self.folder / "checkpoints")), 0)
 
-    def _orphans(self, mark: str) -> list[str]:
-        """Helper processes of the life that outlive it."""
-        deadline = time.monotonic() + SECONDS_TO_DIE
-        while left := _processes_with(mark):
-            if time.monotonic() > deadline:
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                return [f"processes {left} outlived their rank"]
-            time.sleep(0.01)
-        return []
-
-    def _damages(self) -> list[str]:
-        """What is wrong with what is there under a name: before the next start has put anything in order."""
+    def _lost(self) -> list[str]:
+        """What is wrong with the checkpoints that have a name, before a next start has put anything in order."""
         found: list[Checkpoint] = []
         problems = []
-        for folder in folders(self._checkpoints):
+        for folder in folders(self.folder / "checkpoints"):
             try:
                 found.append(verify(folder))
             except CheckpointError as error:
                 problems.append(f"damaged under its name: {error}")
         if self.newest not in (0, *(each.step for each in found)):
-            problems.append(f"the committed step {self.newest} is lost")
+            problems.append(f"the committed step {self.newest} is gone")
         # One more where a kill came between a commit and what it was to delete.
         if len(found) > KEEP + 1:
-            problems.append(f"checkpoints {[each.step for each in found]} are there, and {KEEP} are to be kept")
+            problems.append(f"checkpoints {[each.step for each in found]} are there, of which {KEEP} should be kept")
         return problems
 
-    def _wrong_codes(self, codes: tuple[int, ...], blow: Blow | None, was_struck: bool, died: str | None) -> list[str]:
-        if blow is None or not (was_struck or died):
-            return [] if set(codes) == {0} else [f"exit codes {codes} of an undisturbed life"]
-        if blow.kind in ("PREEMPT", "SIGTERM"):
-            if set(codes) == {85}:
-                step = json.loads((self.folder / "run.json").read_text())["step"]
-                return [] if self.newest == step else [f"stopped after step {step}, but the newest is {self.newest}"]
-            return [] if set(codes) == {0} else [f"exit codes {codes} after a request to stop"]
-        return []
+    def _wrong_end(self, codes: Sequence[int], *, was_asked: bool) -> list[str]:
+        """What is wrong with the end of a life in which nothing was killed."""
+        if set(codes) == {0}:
+            return []
+        if was_asked and set(codes) == {85}:
+            step = json.loads((self.folder / "run.json").read_text())["step"]
+            return (
+                []
+                if self.newest == step
+                else [f"stopped after step {step}, and the newest checkpoint is {self.newest}"]
+            )
+        return [f"exit codes {tuple(codes)}, although nothing was killed"]
 
-    def _reached(self) -> int:
+    def reached(self) -> int:
         """The last step in metrics.jsonl."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            *_, last, _ = (self.folder / "metrics.jsonl").read_bytes().rsplit(b"\n", 2)
-            return int(json.loads(last)["step"])
+        with contextlib.suppress(OSError, ValueError):
+            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
+            # What follows the last end of a line is half a line, or nothing.
+            return int(json.loads(lines[-2])["step"]) if len(lines) > 1 else 0
         return 0
-
-    def _resumed_from(self, output: Path) -> int | None:
-        """The step after which a life goes on, as rank 0 said; None while it hasn't come to that."""
-        text = output.read_text(errors="replace")
-        if found := re.search(r"resuming after step (\d+) of", text):
-            return int(found[1])
-        return 0 if " parameters train" in text else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def differences(run: Run, other: Run, *, is_same_world: bool) -> list[str]:
-    """What tells two finished runs apart: batches, losses, exported weights; to the last bit in the same world."""
-    ours, theirs = run.metrics(), other.metrics()
-    found = []
-    if [line["step"] for line in ours] != list(range(1, len(theirs) + 1)):
-        found.append(f"steps in metrics.jsonl: {[line['step'] for line in ours]}")
-        return found
-    if [line["data_hash"] for line in ours] != [line["data_hash"] for line in theirs]:
-        found.append("the batches differ")
-    for name in ("loss", "grad_norm", "penalty", "tokens_seen"):
-        for line, reference in zip(ours, theirs, strict=True):
-            difference = abs(line[name] - reference[name])
-            if difference > (0 if is_same_world else 1e-5 * max(1, abs(reference[name]))):
-                found.append(f"{name} of step {line['step']}: {line[name]} and {reference[name]}")
-                break
-    if is_same_world:
-        there, here = (sorted(path.name for path in each.folder.joinpath("export").iterdir()) for each in (other, run))
-        _, differ, missing = filecmp.cmpfiles(run.folder / "export", other.folder / "export", there, shallow=False)
-        if there != here or differ or missing:
-            found.append(f"exported files differ: {differ + missing or (here, there)}")
-    return found
+def disturb(run: Run, *, kills: int, steps: int, source: random.Random, worlds: Sequence[int] = (2,)) -> Iterator[Life]:
+    """Live until so much was killed, and then to the end of the run, which is `steps` long; world sizes take turns."""
+    done, seconds_to_start = 0, 1.0
+    for world_size in itertools.cycle(worlds):
+        # As far as the run must not come in a life, or it would be over too soon.
+        most_steps = max(1, (steps - run.newest) // max(1, kills - done))
+        blow = draw(source, world_size, seconds_to_start, most_steps) if done < kills else None
+        life = run.live(blow, world_size)
+        yield life
+        if life.is_done:
+            return
+        done, seconds_to_start = done + life.num_kills, run.seconds_to_start or seconds_to_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """What tells a disturbed run from the undisturbed one."""
+
+    batches: int
+    """Steps that are missing, that are there twice, or whose batches, or any before them, are others."""
+    losses: int
+    """Steps with another loss, gradient norm or penalty."""
+    files: int
+    """Exported files with other bytes."""
+    texts: tuple[str, ...]
+
+
+def compare(run: Run, straight: Run, *, is_same_world: bool) -> Differences:
+    """Compare two finished runs: to the last bit in the same world, else losses to 1e-5 and no files."""
+    texts = []
+    lines, reference = run.metrics(), {line["step"]: line for line in straight.metrics()}
+    times = Counter(line["step"] for line in lines)
+    wrong = [step for step in times.keys() | reference.keys() if times[step] != 1 or step not in reference]
+    wrong += [line["step"] for line in lines if line["data_hash"] != reference.get(line["step"], line)["data_hash"]]
+    if wrong:
+        texts.append(f"missing, repeated or with other batches: steps {sorted(set(wrong))}")
+    others = []
+    for line in lines:
+        there = reference.get(line["step"], line)
+        for name in ("loss", "grad_norm", "penalty", "tokens_seen"):
+            if not _are_equal(line[name], there[name], tolerance=0.0 if is_same_world else 1e-5):
+                others.append(line["step"])
+                texts.append(f"{name} of step {line['step']}: {line[name]}, undisturbed {there[name]}")
+    files = _bytes(run.folder / "export"), _bytes(straight.folder / "export")
+    names = [name for name in files[0].keys() | files[1].keys() if files[0].get(name) != files[1].get(name)]
+    if not files[1] or (is_same_world and names):
+        texts.append(f"exported with other bytes: {sorted(names)}")
+    return Differences(
+        batches=len(set(wrong)), losses=len(set(others)), files=len(names) if is_same_world else 0, texts=tuple(texts)
+    )
+
+
+def settings(recipe: Path, steps: int, *more: str) -> tuple[str, ...]:
+    """A command line of training.main for a run that is to be disturbed."""
+    return (
+        "--ds_config", str(ROOT / "ds_configs" / "zero3_cpu.json"), "--recipe", str(recipe), "--train.steps", str(steps),
+        "--eval.at_start", "false", "--monitor.tensorboard", "false", "--checkpoint.every_steps", str(EVERY_STEPS),
+        "--checkpoint.keep", str(KEEP), "--checkpoint.retry_after", "1s", *more,
+    )  # fmt: skip
+
+
+def live_as_rank(arguments: list[str]) -> None:
+    """One rank, which may have to kill itself."""
+    kill_where_asked(TRAINING)
+    program(arguments)
+
+
+def _are_equal(one: float | None, other: float | None, *, tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= tolerance * max(1.0, abs(other))
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _resumed_from(output: Path) -> int | None:
+    """The step after which a life goes on, as rank 0 said; None while it hasn't come to that."""
+    text = output.read_text(errors="replace") if output.exists() else ""
+    if found := re.search(r"resuming after step (\d+) of", text):
+        return int(found[1])
+    return 0 if " parameters train" in text else None
+
+
+def _orphans(mark: str) -> list[str]:
+    """Helper processes of a life that outlive it; they are killed."""
+    deadline = time.monotonic() + SECONDS_TO_DIE
+    while left := _processes_with(mark):
+        if time.monotonic() > deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return [f"processes {left} outlived their rank"]
+        time.sleep(0.01)
+    return []
 
 
 def _processes_with(mark: str) -> list[int]:
-    """Processes whose environment has the mark of a life."""
+    """Processes that were started with the mark of a life."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,8 +21,8 @@ NAMES = (
     "posix_fallocate", "fsync", "fdatasync", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink",
 )  # fmt: skip
 
-WRITER = "training.checkpoint.writer_process"
-"""The program that writes a rank's part of checkpoints."""
+TRAINING, WRITER = "training.main", "training.checkpoint.writer_process"
+"""The programs that can be told to kill themselves: a rank, and what writes its part of checkpoints."""
 
 Perform = Callable[..., Any]
 Handler = Callable[[str, Perform, tuple[Any, ...], dict[str, Any]], Any]
@@ -64,20 +63,23 @@ def _through(handler: Handler, name: str, perform: Perform) -> Perform:
 
 
 class Killer:
-    """A handler that kills the process at its n-th point: one is before every call, one in the middle of every write."""
+    """A handler that kills the process at its n-th point: one is before every call but opening something to read, one in the
+    middle of every write."""
 
     def __init__(self, point: int, tell: Callable[[str], object] = lambda call: None) -> None:
         """Count points from 1; `tell` gets the name of the call before the end."""
         self._left, self._tell = point, tell
 
     def __call__(self, name: str, perform: Perform, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        self._pass(f"before os.{name}")
+        if name == "open" and not _may_write(*arguments, **options):
+            return perform(*arguments, **options)
+        self._pass(f"before {name}")
         if name == "write":
             descriptor, data = arguments
             view = memoryview(data).cast("B")
             if self._left == 1:
                 perform(descriptor, view[: len(view) // 2])
-            self._pass("in the middle of os.write")
+            self._pass("in the middle of write")
         return perform(*arguments, **options)
 
     def _pass(self, where: str) -> None:
@@ -85,6 +87,12 @@ class Killer:
         if self._left == 0:
             self._tell(where)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _may_write(path: Any, how: Any = "r", *rest: Any, mode: Any = None, **options: Any) -> bool:
+    """Whether `os.open` or `open` with these arguments can change anything."""
+    how = mode if isinstance(mode, str) else how
+    return bool(set(how) & set("wax+")) if isinstance(how, str) else how & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0
 
 
 def killed_at(point: int, action: Callable[[], object]) -> bool:
@@ -111,15 +119,15 @@ def killed_at(point: int, action: Callable[[], object]) -> bool:
     return False
 
 
-def kill_where_asked() -> None:
-    """In a Python that is just starting: have it kill itself where CHAOS_KILL says, if it runs the program named there.
+def kill_where_asked(program: str) -> None:
+    """In a process that is about to run `program`: have it kill itself where CHAOS_KILL says, if that names it.
 
-    CHAOS_KILL is a JSON object: `program`, as in `python -m program`; `point`; `words`, a file for what it did last.
+    CHAOS_KILL is a JSON object: `program`; `point`; `words`, a file for what it did last.
     """
     asked = json.loads(os.environ.get("CHAOS_KILL", "{}"))
-    if asked.get("program") not in sys.orig_argv:
+    if asked.get("program") != program:
         return
-    who = f"{'writer' if asked['program'] == WRITER else 'rank'} {os.environ.get('RANK')}"
+    who = f"{'writer' if program == WRITER else 'rank'} {os.environ.get('RANK')}"
     words, say = os.open(asked["words"], os.O_WRONLY | os.O_CREAT, 0o666), os.pwrite
 
     def tell(where: str) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from monteclora import load_peft
 from tests.ranks import run_ranks
+from training.checkpoint.__main__ import main as export_command
 
 pytestmark = [
     pytest.mark.dist,
@@ -194,3 +195,33 @@ def test_a_merge_that_is_not_possible_is_refused_before_training(tiny_recipe: Pa
     folders: dict[str, Any] = {"folder": str(tmp_path / "run"), "base": str(tmp_path / "base")}
     assert run_ranks("tests.distributed.test_export:train_on_base", 1, recipe=str(tiny_recipe), **folders) == [2]
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def train_to_the_end(recipe: str, folder: str, overrides: list[str]) -> int:
+    """Run training/main.py's program for two steps."""
+    from tests.distributed.scenarios import CPU_JSON
+    from training.main import main
+
+    more = ("--train.steps", "2", "--train.precision", "bf16", "--eval.every_steps", "2", "--run.dir", folder)
+    return main(["--ds_config", str(CPU_JSON), "--recipe", recipe, *more, *overrides])
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], [*SETTINGS[:4], "--checkpoint.export_merged", "true"]], ids=["full", "monteclora merged"]
+)
+def test_its_last_checkpoint_makes_the_same_files(tiny_recipe: Path, tmp_path: Path, overrides: list[str]) -> None:
+    run, function = tmp_path / "run", "tests.distributed.test_export:train_to_the_end"
+    codes = run_ranks(function, 2, recipe=str(tiny_recipe), folder=str(run), overrides=overrides)
+    assert codes == [0, 0]
+    exported = {"auto": run / "export", "adapter": run / "export" / "adapter"}
+    for name, own in exported.items() if overrides else [("auto", run / "export")]:
+        out = tmp_path / name
+        assert export_command(["export", str(run), "--format", name, "--out", str(out)]) == 0
+        for path in out.iterdir():
+            if path.name == "config.json":
+                theirs, ours = json.loads((own / path.name).read_text()), json.loads(path.read_text())
+                # The live model has no cache of keys and values.
+                assert {**theirs, "use_cache": True} == ours
+            else:
+                wanted = own / path.name if (own / path.name).exists() else run / "export" / path.name
+                assert path.read_bytes() == wanted.read_bytes(), path.name

@@ -186,10 +186,11 @@ def test_a_damaged_one_is_not_begun_with(tiny_recipe: Path, parent: Path, tmp_pa
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    settings = ["--train.steps", "50", "--run.branch_from", str(shard.parent)]
-    output = run(command(tiny_recipe, tmp_path / "run", PARENT, *settings), code=2)
+    before = (copied / "run.json").read_bytes()
+    output = run(command(tiny_recipe, copied, PARENT, "--resume", str(shard.parent)), code=2)
     assert f"{shard}: content differs from what was written (SHA-256)" in output
     assert "Traceback" not in output
+    assert (steps(copied / "checkpoints"), (copied / "run.json").read_bytes()) == ([POINT, 36, STEPS], before)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -89,6 +90,8 @@ def find(path: Path) -> Place:
     Raises:
         CheckpointError: there is none.
     """
+    # "." has neither a name nor a parent.
+    path = Path(os.path.abspath(path))
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint"
@@ -97,7 +100,7 @@ def find(path: Path) -> Place:
         found, leftovers = folders(root), _leftovers(root)
         if found or leftovers:
             return Place(root=root, folders=found, leftovers=leftovers, is_run=True)
-    if path.name.isdigit() or (path / MANIFEST).exists():
+    if (path / MANIFEST).exists() or (path.name.isdigit() and path.parent.name == "checkpoints"):
         return Place(root=path.parent, folders=[path], leftovers=[], is_run=False)
     raise CheckpointError(
         f"{path}: there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint"
@@ -176,11 +179,9 @@ def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str
 def size_on_disk(folder: Path) -> int:
     """Bytes of the files in a folder, which may be disappearing."""
     total = 0
-    for path in folder.iterdir() if folder.is_dir() else ():
-        try:
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
             total += path.stat().st_size
-        except FileNotFoundError:
-            continue
     return total
 
 
@@ -196,10 +197,13 @@ def _print_entries(place: Place, entries: Sequence[Entry]) -> None:
             found["placement"] or "",
             format_bytes(found["bytes"]),
             ", ".join(entry.kept),
-            entry.state if entry.problem is None else f"{entry.state}: {entry.problem}",
+            entry.state,
         )
     print(place.root if place.is_run else place.folders[0])
     print_table(table)
+    for entry in entries:
+        if entry.problem is not None:
+            print(f"{entry.state}: {entry.path}/{entry.problem}")
 
 
 def _table(*headings: str) -> Table:
@@ -234,6 +238,9 @@ def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
             good = []
             for folder in chosen:
                 damages = damages_of(folder, reporter)
+                if not folder.exists():
+                    print(f"{folder}: was deleted meanwhile, by its run", flush=True)
+                    continue
                 num_checked, num_damaged = num_checked + 1, num_damaged + bool(damages)
                 if damages:
                     print(f"{folder}: DAMAGED", *damages, sep="\n  ", flush=True)
@@ -252,7 +259,7 @@ def _what_a_start_does(place: Place, good: Sequence[Path], checked: Sequence[Pat
     if len(checked) < len(place.folders):
         return "the newest is damaged, and a start of this run looks for an older one; leave out --newest to see which"
     if not checked:
-        return "there is no complete checkpoint yet; a start of this run begins at step 0"
+        return "there is no complete checkpoint yet, and nothing that a start of this run could continue from"
     return "every checkpoint is damaged, and a start of this run is refused; remove the folder to start over at step 0"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,7 +123,8 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     """
     config = recorded_config(checkpoint)
     root = checkpoint.path.parent
-    out = request.out or (root.parent if root.name == "checkpoints" else root) / f"export-{checkpoint.step}"
+    default = (root.parent if root.name == "checkpoints" else root) / f"export-{checkpoint.step}"
+    out = Path(os.path.abspath(request.out or default))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(f"--out {out}: is there already; name a new or empty folder, or remove it")
     config = dataclasses.replace(config, model=_model_config(config.model, request.base))

@@ -95,15 +95,9 @@ class TensorBoard:
             self._unwritten.write(self._file)
 
     def close(self) -> None:
-        """Write what is still to be written.
-
-        Raises:
-            OSError: storage does not take it.
-        """
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; missing are {self._file}") from error
+        """Write what is still to be written."""
+        self._unwritten.write(self._file)
+        self._unwritten.retry()
 
 
 class WandB:

@@ -1,5 +1,8 @@
-"""Read by every Python that is started with this folder on PYTHONPATH: one that CHAOS_KILL names kills itself."""
+"""Read by every Python that is started with this folder on PYTHONPATH: the writer of checkpoints may have to kill itself."""
 
-from tests.chaos.system_calls import kill_where_asked
+import sys
 
-kill_where_asked()
+from tests.chaos.system_calls import WRITER, kill_where_asked
+
+if WRITER in sys.orig_argv:
+    kill_where_asked(WRITER)

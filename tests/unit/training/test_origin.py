@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import subprocess
@@ -19,6 +20,7 @@ from training.origin import (
     Origin,
     Resume,
     content_problems,
+    damage,
     find_origin,
     locate,
     origin_problems,
@@ -469,6 +471,25 @@ class TestContent:
         assert content_problems(find_origin(branch), {**self.FACTS, name: "other"}) == [
             f"{root / '10'}: was trained with {FINGERPRINTS[name]} of other content than now; put it back"
         ]
+
+
+class TestDamage:
+    def test_every_file_is_looked_at_by_one_rank(self, config: Config, tmp_path: Path) -> None:
+        folder, content = tmp_path / "x" / "5", b"abc"
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_checkpoint(tmp_path / "x", 5, config, files=[{"name": f"f{n}", **entry} for n in range(5)])
+        for n in range(5):
+            (folder / f"f{n}").write_bytes(content)
+        origin = find_origin(config, folder)
+        assert [damage(origin, rank, 2) for rank in (0, 1)] == [None, None]
+        (folder / "f3").write_bytes(b"abd")
+        assert damage(origin, 0, 2) is None
+        assert str(damage(origin, 1, 2)) == f"{folder / 'f3'}: content differs from what was written (SHA-256)"
+        (folder / "f3").unlink()
+        assert str(damage(origin, 0, 2)) == f"{folder / 'f3'}: missing"
+
+    def test_own_ones_are_looked_at_later(self, config: Config, root: Path) -> None:
+        assert damage(find_origin(config), 0, 1) is None
 
 
 class TestScores:

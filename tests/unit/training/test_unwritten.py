@@ -73,8 +73,8 @@ def test_trouble_is_told_once_of_a_kind_and_when_it_is_over(
     unwritten.write(lines)
     unwritten.write(scores)
     assert told == [
-        "WARNING: storage does not take 3 lines: No space left on device. Training goes on; what is missing waits in memory and is "
-        "tried again"
+        "WARNING: storage does not take 3 lines: No space left on device. Training goes on; what is missing is tried again, and "
+        "lost if it still waits when the run ends"
     ]
     clock.sleep(module.PAUSE_SECONDS)
     unwritten.write(lines)
@@ -83,8 +83,8 @@ def test_trouble_is_told_once_of_a_kind_and_when_it_is_over(
     clock.sleep(module.PAUSE_SECONDS)
     unwritten.write(lines)
     assert told[1:] == [
-        "WARNING: storage does not take evals/8.json: Read-only. Training goes on; what is missing waits in memory and is "
-        "tried again"
+        "WARNING: storage does not take evals/8.json: Read-only. Training goes on; what is missing is tried again, and "
+        "lost if it still waits when the run ends"
     ]
     lines.error = scores.error = None
     clock.sleep(module.PAUSE_SECONDS)

@@ -17,7 +17,9 @@ import torch
 from tests.ranks import ROOT
 from tests.unit.training.checkpoint.stored import store
 from tests.unit.training.minimal import minimal_config
+from training.checkpoint import commands
 from training.checkpoint.__main__ import main
+from training.checkpoint.manifest import Checkpoint
 from training.config import to_dict
 from training.files import write_json
 
@@ -28,7 +30,11 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run directory with checkpoints of steps 100, 200 and 300."""
-    config = to_dict(minimal_config(tmp_path / "recipe", "--checkpoint.keep", "1", "--checkpoint.keep_at", "100 steps"))
+    config = to_dict(
+        minimal_config(
+            tmp_path / "recipe", "--train.steps", "400", "--checkpoint.keep", "1", "--checkpoint.keep_at", "100 steps"
+        )
+    )
     run = tmp_path / "run"
     for step in (100, 200, 300):
         store(run / "checkpoints", step, TENSORS, world_size=2, states=("exp_avg",), config=config)
@@ -111,7 +117,9 @@ class TestListing:
         ]
         assert listed(capsys, run)[-1]["bytes"] == 500
         assert main(["ls", str(run)]) == 0
-        assert "damaged: rank-00000-of-00002.safetensors: has 5 bytes" in capsys.readouterr().out
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[-1] for line in lines[4:8]] == ["damaged", "damaged", "ok", "unfinished"]
+        assert lines[-2] == f"damaged: {shard(run, 300)}: has 5 bytes instead of {size}"
 
     def test_why_they_are_kept_is_left_out_where_the_recipe_is_unknown(self, tmp_path: Path, capsys: Captured) -> None:
         store(tmp_path / "run" / "checkpoints", 5, TENSORS, config={"data": "?"})
@@ -133,10 +141,12 @@ class TestWhatIsNotThere:
     @pytest.mark.parametrize("command", ["ls", "verify"])
     def test_it_is_said(self, command: str, run: Path, capsys: Captured) -> None:
         (run.parent / "empty" / "checkpoints").mkdir(parents=True)
+        (run.parent / "2024").mkdir()
         (run.parent / "file").touch()
         for name, message in {
             "nothing": "no such folder; name a run, or a checkpoint",
             "file": "is a file; name a run, or a checkpoint",
+            "2024": "there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint",
             "empty": "there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint",
         }.items():
             assert main([command, str(run.parent / name)]) == 2
@@ -226,8 +236,22 @@ class TestVerifying:
         code, lines = verified(capsys, run)
         assert code == 0
         assert lines[0] == (
-            f"{run}/checkpoints: there is no complete checkpoint yet; a start of this run begins at step 0"
+            f"{run}/checkpoints: there is no complete checkpoint yet, and nothing that a start of this run could continue from"
         )
+
+    def test_its_run_deletes_one_meanwhile(self, run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_file = commands.check_file
+
+        def check(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
+            if checkpoint.step == 200:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
+            check_file(checkpoint, entry)
+
+        monkeypatch.setattr(commands, "check_file", check)
+        code, lines = verified(capsys, run)
+        assert code == 0
+        assert lines[1] == f"{run}/checkpoints/200: was deleted meanwhile, by its run"
+        assert lines[-1] == "nothing is damaged"
 
     def test_progress_is_told_apart_from_the_result(self, run: Path, capsys: Captured) -> None:
         assert main(["verify", str(run), "--newest"]) == 0

@@ -261,6 +261,17 @@ class TestFiles:
         settings = json.loads(found["adapter_config.json"])
         assert settings["base_model_name_or_path"] == str(moved / "base")
 
+    def test_from_the_folder_one_is_in(
+        self, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = make_run(tiny_recipe, tmp_path, DRAWN)
+        monkeypatch.chdir(run.checkpoint)
+        assert main(["export", "."]) == 0
+        (tmp_path / "new").mkdir()
+        monkeypatch.chdir(tmp_path / "new")
+        assert main(["export", "../run", "--out", "."]) == 0
+        assert contents(tmp_path / "new") == contents(run.config.run.dir / "export-7")
+
     def test_the_newest_that_is_good_is_taken(
         self, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -280,6 +291,27 @@ class TestFiles:
         assert capsys.readouterr().err.splitlines()[-1] == (
             f"error: {newer}: there is no undamaged checkpoint, so nothing is exported"
         )
+
+    def test_code_that_came_with_the_base(
+        self, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        base = Path(shutil.copytree(tiny_recipe.parent / "base", tmp_path / "base"))
+        described = json.loads((base / "config.json").read_text()) | {
+            "model_type": "special", "auto_map": {"AutoConfig": "special.Config", "AutoModelForCausalLM": "special.Model"},
+        }  # fmt: skip
+        (base / "config.json").write_text(json.dumps(described))
+        (base / "special.py").write_text(
+            "from transformers import LlamaConfig, LlamaForCausalLM\n"
+            "class Config(LlamaConfig):\n    model_type = 'special'\n"
+            "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+        )
+        run = make_run(tiny_recipe, tmp_path, ("--model.base", str(base), "--model.allow_remote_code", "true"))
+        assert main(["export", str(run.checkpoint)]) == 0
+        found = contents(run.config.run.dir / "export-7")
+        assert found == contents(run.own_export())
+        assert "special.py" in found
 
     def test_what_a_killed_export_left_is_replaced(self, tiny_recipe: Path, tmp_path: Path) -> None:
         run = make_run(tiny_recipe, tmp_path, DRAWN)
