@@ -107,7 +107,7 @@ def run(
     from training.checkpoint.retention import retention_of
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
-    from training.distributed import from_rank_0, gather, init_distributed
+    from training.distributed import from_rank_0, gather, init_distributed, raise_on_all_ranks
     from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
@@ -115,7 +115,7 @@ def run(
     from training.loop import Watchers, train
     from training.model.assembly import assemble
     from training.model.build import base_fingerprint, count_parameters, folder_fingerprint
-    from training.origin import content_problems, prepare, too_short
+    from training.origin import content_problems, damage, prepare, too_short
     from training.prefetch import StepBatches
     from training.progress import Progress
     from training.saving import Saver
@@ -145,10 +145,10 @@ def run(
     epoch = length_of_epoch(command.config, stream, world)
     rows_per_epoch = epoch["rows"] if epoch else None
     config = resolve(command.config, rows_per_epoch)
-    if problems := list(config.length_problems()):
+    if problems := list(config.length_problems(rows_per_epoch)):
         raise ConfigError([f"{name}: {message}" for name, message in problems])
     origin = from_rank_0(lambda: command.origin, world)
-    if too_early := too_short(config, origin.step):
+    if origin.kind == "branch" and (too_early := too_short(config, origin.step)):
         raise ConfigError(too_early)
     display.expect(config.train.steps)
     assembly = assemble(config, ds_config, world, device)
@@ -167,6 +167,7 @@ def run(
     record.refuse_changes(facts)
     if others := content_problems(origin, facts):
         raise ConfigError(others)
+    raise_on_all_ranks(damage(origin, world.rank, world.size), CheckpointError, world)
     for line in from_rank_0(lambda: prepare(origin, config), world):
         display.say(line)
     record.open(command.config, {**facts, **origin.facts}, steps=config.train.steps)

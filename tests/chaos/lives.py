@@ -37,6 +37,9 @@ SECONDS_TO_DIE = 60.0
 SECONDS_FOR_A_LAUNCHER = 1.0
 """After which the others are killed when a rank dies before all have found together, as a launcher would."""
 
+BLOWS_AT_END = 3
+"""While the last checkpoint and what is exported are written."""
+
 OWN_CALL = ("a rank's own call", "a writer's own call")
 
 
@@ -99,8 +102,8 @@ class Life:
     """Step of the newest checkpoint at its end; 0: none."""
     codes: tuple[int, ...]
     """Exit codes of the ranks, a signal as its negative number."""
-    killed_itself: str | None
-    """Which process did so, and at which call."""
+    killed_themselves: tuple[str, ...]
+    """Which processes did so, and at which call; a rank starts a writer anew."""
     was_struck: bool
     """Whether the blow came before the end."""
     seconds: float
@@ -120,13 +123,12 @@ class Life:
     def num_kills(self) -> int:
         """Times that SIGKILL came: from without, to one rank or to all at once, or by a process' own hand."""
         came = self.was_struck and self.blow is not None and self.blow.kind not in ("PREEMPT", "SIGTERM")
-        return came + (self.killed_itself is not None)
+        return came + len(self.killed_themselves)
 
     def __str__(self) -> str:
         """A line of a log."""
         begin = "before it resumed" if self.resumed_from is None else f"from {self.resumed_from}"
-        how = [self.killed_itself] if self.killed_itself else []
-        how += [str(self.blow)] if self.blow is not None and self.was_struck else []
+        how = [*self.killed_themselves, *([str(self.blow)] if self.was_struck else [])]
         codes = ",".join(map(str, self.codes))
         line = (
             f"{self.seconds:5.1f} s  {self.world_size} ranks, {begin:17} to step {self.reached:3}, saved {self.newest:3}, "
@@ -150,7 +152,7 @@ class Run:
     """Of training.main, beside the run directory."""
     newest: int = 0
     """Step of the newest checkpoint that was ever there under its name."""
-    seconds_to_start: float = 0.0
+    seconds_to_start: float = 1.0
     """From the start of the last life that came so far to its first step."""
 
     def live(self, blow: Blow | None = None, world_size: int = 2) -> Life:
@@ -177,13 +179,13 @@ class Run:
         if resumed is not None and resumed != newest_before:
             lost.append(f"went on after step {resumed}, and step {newest_before} was committed")
         codes = tuple(int(str(rank.returncode)) for rank in ranks)
-        died = last_words.read_text() if last_words.exists() else ""
+        died = tuple(last_words.read_text().splitlines()) if last_words.exists() else ()
         if not died and not (was_struck and blow and blow.kind not in ("PREEMPT", "SIGTERM")):
             broken += self._wrong_end(codes, was_asked=was_struck)
         said = [f"--- rank {rank}\n{path.read_text(errors='replace')[-4000:]}" for rank, path in enumerate(outputs)]
         return Life(
             blow=blow, world_size=world_size, resumed_from=resumed, reached=self.reached(), newest=self.newest,
-            codes=codes, killed_itself=died or None, was_struck=was_struck, seconds=time.monotonic() - began,
+            codes=codes, killed_themselves=died, was_struck=was_struck, seconds=time.monotonic() - began,
             lost=tuple(lost), broken=tuple(broken), output="\n".join(said) if lost or broken else "",
         )  # fmt: skip
 
@@ -298,17 +300,28 @@ class Run:
 
 
 def disturb(run: Run, *, kills: int, steps: int, source: random.Random, worlds: Sequence[int] = (2,)) -> Iterator[Life]:
-    """Live until so much was killed, and then to the end of the run, which is `steps` long; world sizes take turns."""
-    done, seconds_to_start = 0, 1.0
+    """Live until so much was killed, then with blows around the end of the run, which is `steps` long, and then to its end.
+
+    World sizes take turns.
+    """
+    done, at_end = 0, 0
     for world_size in itertools.cycle(worlds):
-        # As far as the run must not come in a life, or it would be over too soon.
-        most_steps = max(1, (steps - run.newest) // max(1, kills - done))
-        blow = draw(source, world_size, seconds_to_start, most_steps) if done < kills else None
+        left = steps - run.newest
+        if done < kills:
+            # No further in a life, or the run would be over too soon.
+            most_steps = max(1, left // (kills - done))
+            blow: Blow | None = draw(source, world_size, run.seconds_to_start, most_steps)
+        elif at_end < BLOWS_AT_END:
+            at_end += 1
+            seconds = source.uniform(0, 0.3) + (0 if left else run.seconds_to_start)
+            blow = Blow(kind="all ranks", steps=left, seconds=seconds)
+        else:
+            blow = None
         life = run.live(blow, world_size)
         yield life
         if life.is_done:
             return
-        done, seconds_to_start = done + life.num_kills, run.seconds_to_start or seconds_to_start
+        done += life.num_kills
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ def checked(life: Life) -> Life:
 
 
 CASES = {
-    "replicated": (50, 200, (2,), ("--train.placement", "replicated", "--adapter.kind", "monteclora")),
+    "replicated": (50, 150, (2,), ("--train.placement", "replicated", "--adapter.kind", "monteclora")),
     "zero3": (5, 24, (2,), ("--adapter.kind", "none")),
-    "other worlds": (5, 24, (1, 2), ("--train.placement", "replicated", "--adapter.kind", "lora")),
+    "other_worlds": (5, 24, (1, 2), ("--train.placement", "replicated", "--adapter.kind", "lora")),
 }
 """Kills, steps of the run, world sizes of its lives in turn, settings."""
 

@@ -178,7 +178,7 @@ def test_torchrun_restarts_and_the_run_goes_on(tiny_recipe: Path, tmp_path: Path
     command = [
         str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--max-restarts", "1",
         "--master_port", str(free_port()), str(ROOT / "training" / "main.py"), "--recipe", str(tiny_recipe), "--run.dir",
-        str(out), "--train.placement", "replicated", "--eval.at_start", "false", "--train.steps", "400",
+        str(out), "--train.placement", "replicated", "--eval.at_start", "false", "--train.steps", "300",
         "--checkpoint.every_steps", "5", "--eval.every_steps", "0",
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -203,6 +203,6 @@ def test_torchrun_restarts_and_the_run_goes_on(tiny_recipe: Path, tmp_path: Path
     assert "died without a word" in output
     assert "resuming after step" in output
     record = json.loads((out / "run.json").read_text())
-    assert (record["status"], record["step"], len(record["starts"])) == ("done", 400, 2)
+    assert (record["status"], record["step"], len(record["starts"])) == ("done", 300, 2)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 301))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,24 +63,62 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / MANIFEST
     manifest = _read(path)
-    for name, kind in _KINDS.items():
-        if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
+    for name, is_sensible in _SENSIBLE.items():
+        if not is_sensible(manifest.get(name)):
             raise CheckpointError(f"{path}: says nothing sensible about {name}")
+    names = {entry["name"] for entry in manifest["files"]}
+    if not len(names) == len(manifest["files"]) == manifest["world_size"]:
+        raise CheckpointError(f"{path}: lists {len(names)} files for {manifest['world_size']} ranks")
     for entry in manifest["files"]:
-        if not _is_file_entry(entry):
-            raise CheckpointError(f"{path}: its list of files makes no sense: {str(entry)[:100]}")
         file = folder / entry["name"]
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing")
-        if (size := file.stat().st_size) != entry["bytes"]:
+        try:
+            if not file.is_file():
+                raise CheckpointError(f"{file}: missing")
+            size = file.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{file}: can't be read: {error.strerror}") from error
+        if size != entry["bytes"]:
             raise CheckpointError(f"{file}: has {size} bytes instead of {entry['bytes']}")
     return Checkpoint(path=folder, manifest=manifest)
 
 
-_KINDS: dict[str, type] = {
-    "step": int, "world_size": int, "progress": dict, "optimizer_steps": dict, "parameters": dict, "states": dict, "fingerprints": dict,
-    "config": dict, "stream": dict, "files": list,
-}  # fmt: skip
+def _is_count(value: Any) -> bool:
+    # True is an int, too.
+    return type(value) is int and value >= 0
+
+
+def _is_table(value: Any, is_sensible: Callable[[Any], bool] = lambda each: True) -> bool:
+    return isinstance(value, dict) and all(map(is_sensible, value.values()))
+
+
+def _is_list(value: Any, is_sensible: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_sensible, value))
+
+
+def _is_file_entry(entry: Any) -> bool:
+    # A name with a folder in it would lead out of the checkpoint.
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and _NAME.fullmatch(entry["name"]) is not None
+        and _is_count(entry.get("bytes"))
+        and isinstance(entry.get("sha256"), str)
+    )
+
+
+_SENSIBLE: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "world_size": _is_count,
+    "progress": lambda value: _is_table(value) and _is_count(value.get("tokens_seen", 0)),
+    "optimizer_steps": lambda value: _is_table(value, _is_count),
+    "parameters": lambda value: _is_table(value, lambda shape: _is_list(shape, _is_count)),
+    "states": lambda value: _is_table(value, lambda names: _is_list(names, lambda name: isinstance(name, str))),
+    "fingerprints": _is_table,
+    "config": _is_table,
+    "stream": _is_table,
+    "files": lambda value: _is_list(value, _is_file_entry) and value != [],
+}
+"""What readers rely on."""
 
 
 def check_file(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
@@ -111,7 +150,9 @@ def verify(folder: Path) -> Checkpoint:
 
 def folders(root: Path) -> list[Path]:
     """What may be checkpoints under `root`, the newest first."""
-    found = [path for path in root.iterdir() if path.name.isdigit() and path.is_dir()] if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if re.fullmatch("[0-9]+", path.name) and os.path.isdir(path)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
@@ -141,26 +182,22 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: missing or unreadable, so the checkpoint was never completed") from error
     body, tail = raw[:-_TAIL_BYTES], _TAIL.fullmatch(raw[-_TAIL_BYTES:])
-    schema = re.match(rb'\{\n "schema": (\d+),\n', raw)
+    schema = re.match(rb'\{\n "schema": (\d{1,9}),\n', raw)
     if schema is not None and int(schema[1]) != SCHEMA:
         raise CheckpointError(f"{path}: schema {int(schema[1])} is not the {SCHEMA} read here")
     if tail is None or hashlib.sha256(body).hexdigest().encode() != tail[1]:
         raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
     try:
-        content = json.loads(raw)
-    except ValueError as error:
+        content = json.loads(raw, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no JSON object")
     return content
 
 
-def _is_file_entry(entry: Any) -> bool:
-    # A name with a folder in it would lead out of the checkpoint.
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and _NAME.fullmatch(entry["name"]) is not None
-        and type(entry.get("bytes")) is int
-        and isinstance(entry.get("sha256"), str)
-    )
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
