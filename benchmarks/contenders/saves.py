@@ -199,6 +199,13 @@ def measure(run: Run, saves: int) -> dict[str, object]:
     }  # fmt: skip
 
 
+def save_and_wait(run: Run) -> None:
+    """Save, and take steps until that is complete."""
+    run.way.save(run.step)
+    while run.take_step()[1]:
+        pass
+
+
 def files(folder: Path) -> Iterator[Path]:
     """What a checkpoint consists of."""
     return (path for path in folder.rglob("*") if path.is_file())
@@ -265,16 +272,16 @@ def proportional_bytes(pid: int) -> int:
 
 
 def measure_memory(run: Run, saves: int) -> dict[str, object]:
-    """The highest memory of all ranks before anything was made for a save, and with saves."""
+    """The highest memory of all ranks before anything was made for a save, and with all saves but the first."""
     before = PeakMemory()
     for _ in range(LEAST_STEPS):
         run.advance()
     without = before.end()
+    # The first save starts processes: one that has been forked and runs nothing yet would count as a second one of this size.
+    save_and_wait(run)
     during = PeakMemory()
     for _ in range(saves):
-        run.way.save(run.step)
-        while run.take_step()[1]:
-            pass
+        save_and_wait(run)
     peaks = sum_over_ranks([float(without), float(during.end())])
     return {"state_bytes": 12 * run.num_trained(), "without_bytes": peaks[0], "with_bytes": peaks[1]}
 

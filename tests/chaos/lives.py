@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.chaos.system_calls import TRAINING, WRITER, kill_where_asked
-from tests.ranks import ROOT, Rank, end, program, rank_environments, start
+from tests.ranks import ROOT, Rank, program, rank_environments, start
 from training.checkpoint.manifest import Checkpoint, folders, verify
 from training.errors import CheckpointError
 
@@ -171,8 +171,7 @@ class Run:
                 rank.kill()
                 rank.wait(SECONDS_TO_DIE)
         broken += _orphans(mark)
-        # Only now: an orphan might have changed something.
-        end(ranks)
+        # Only now: a helper that outlived its rank for a moment may have committed.
         self._look()
         resumed = _resumed_from(outputs[0])
         lost = self._lost()
@@ -313,7 +312,7 @@ def disturb(run: Run, *, kills: int, steps: int, source: random.Random, worlds: 
             blow: Blow | None = draw(source, world_size, run.seconds_to_start, most_steps)
         elif at_end < BLOWS_AT_END:
             at_end += 1
-            seconds = source.uniform(0, 0.3) + (0 if left else run.seconds_to_start)
+            seconds = source.uniform(0, 0.15) + (0 if left else run.seconds_to_start)
             blow = Blow(kind="all ranks", steps=left, seconds=seconds)
         else:
             blow = None

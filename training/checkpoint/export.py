@@ -231,7 +231,7 @@ class Weights:
             self.model = self._model_of_base(plan.base, config.model, dtype)
         adapter_config = config.adapter.build()
         # Beside a sharded base an adapter has its precision, else one of its own.
-        is_sharded = checkpoint.manifest["placement"] != "replicated"
+        is_sharded = checkpoint.manifest.get("placement") != "replicated"
         self.adapter = (
             attach_adapter(self.model, adapter_config, dtype=dtype if is_sharded else None) if adapter_config else None
         )
