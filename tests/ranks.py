@@ -99,7 +99,7 @@ def run_ranks(
         try:
             for number, environment in enumerate(rank_environments(world_size, local_size)):
                 work = {"function": function, "arguments": arguments, "result": f"{folder}/{number}.json",
-                        "seconds": timeout - 10}  # fmt: skip
+                        "seconds": max(timeout - 10, timeout / 2)}  # fmt: skip
                 output = folder / f"{number}.log"
                 ranks.append(start("tests.ranks:worker", work, environment=environment, output=output, fresh=fresh))
             problem = wait_for(ranks, timeout)

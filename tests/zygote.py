@@ -82,11 +82,6 @@ class Zygote:
         self._note_end(self._receive(0))
         return True
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can fork."""
-        return self._process.poll() is None
-
     def close(self) -> None:
         """Kill what it has forked, and end it."""
         self._connection.close()

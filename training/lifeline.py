@@ -187,7 +187,7 @@ class Lifeline:
         if self._wire is not None:
             self._wire.send(goodbye=True)
         if self._server is not None:
-            self._server.join(READY_SECONDS)
+            self._server.join(READY_SECONDS + 1)
 
     # What follows is done by the lifeline's thread.
 
@@ -215,6 +215,7 @@ class Lifeline:
                     elif "verdict" in message:
                         return self._obey(Verdict(**message["verdict"]), selector, wire)
                     elif "goodbye" in message:
+                        wire.send(goodbye=True)
                         return self._release()
             silence = clock.seconds - heard
             if self._hang_timeout and self._has_begun and silence > self._hang_timeout:
@@ -360,6 +361,14 @@ class _Server(threading.Thread):
 
     def run(self) -> None:
         """Serve until rank 0 says goodbye, or there is a verdict."""
+        try:
+            self._serve_to_the_end()
+        finally:
+            for key in list(self._selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+            self._selector.close()
+
+    def _serve_to_the_end(self) -> None:
         while not self._is_closing:
             self._serve(0.1 if self._reports else self._beat)
             if not self._reports:
@@ -370,6 +379,14 @@ class _Server(threading.Thread):
             if is_settled(self._reports, silent, self._clock.seconds - self._first_report):
                 return self._end()
         self._broadcast(goodbye=True)
+        # What was sent to a closed connection would be lost on those who read from it, too.
+        self._serve_until(lambda peer: peer.has_left)
+
+    def _serve_until(self, is_over: Callable[[_Peer], bool]) -> None:
+        """Wait until this holds for all ranks, but not long."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and not all(is_over(peer) for peer in self._peers.values()):
+            self._serve(0.1)
 
     def _serve(self, seconds: float) -> None:
         """Wait for messages, and take those that are there."""
@@ -422,7 +439,7 @@ class _Server(threading.Thread):
         elif "ready" in message:
             peer.is_ready = True
         elif "goodbye" in message:
-            peer.has_left, peer.is_awaited = True, False
+            peer.has_left, peer.is_awaited, peer.is_ready = True, False, True
             # Of rank 0 itself: the run is over.
             self._is_closing |= peer.rank == 0
 
@@ -464,9 +481,7 @@ class _Server(threading.Thread):
             stacks=self._stacks,
         )
         self._broadcast(verdict=dataclasses.asdict(verdict))
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline and not all(peer.is_ready for peer in present):
-            self._serve(0.1)
+        self._serve_until(lambda peer: peer.is_ready)
         self._speak(verdict)
         self._broadcast(leave=True)
 

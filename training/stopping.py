@@ -69,17 +69,22 @@ class StopRequest:
         signals, wakeup = socket.socketpair()
         # Python's own handlers wait until the main thread comes back from C; the byte is written at once.
         wakeup.setblocking(False)
-        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
-        threading.Thread(target=self._wait, args=(signals,), name="stop requests", daemon=True).start()
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._wait, args=(signals, wakeup), name="stop requests", daemon=True).start()
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def hold(self) -> None:
-        """Training begins: from now on a request waits for the next boundary."""
+        """Training begins: from now on a request waits for the next boundary (main thread)."""
         self._leave = None
+        signal.set_wakeup_fd(-1)
 
-    def _wait(self, signals: socket.socket) -> None:
+    def _wait(self, signals: socket.socket, wakeup: socket.socket) -> None:
         """Look for requests until training begins."""
+        with signals, wakeup:
+            self._look(signals)
+
+    def _look(self, signals: socket.socket) -> None:
         while (leave := self._leave) is not None:
             if self.is_local():
                 if self.reason == PREEMPT_FILE:

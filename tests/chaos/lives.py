@@ -52,12 +52,15 @@ class Blow:
     steps: int = 0
     """0: the seconds count from the start of the processes."""
     seconds: float = 0.0
+    latest: int | None = None
+    """Steps after which it comes at once, however few seconds have passed."""
     call: int = 0
     """At which of its points (tests.chaos.system_calls.Killer) a process kills itself; at last all are killed anyway."""
 
     def __str__(self) -> str:
         """In words."""
         when = f"{self.seconds:.2f} s after {f'step +{self.steps}' if self.steps else 'the start'}"
+        when += "" if self.latest is None else f" or at step +{self.latest}"
         what = {"all ranks": "SIGKILL to all ranks", "one rank": f"SIGKILL to rank {self.rank}", "PREEMPT": "PREEMPT file",
                 "SIGTERM": f"SIGTERM to rank {self.rank}"}.get(self.kind, "SIGKILL to all ranks")  # fmt: skip
         return f"{what} {when}"
@@ -73,7 +76,7 @@ def draw(source: random.Random, world_size: int, seconds_to_start: float, most_s
     ]:
         case "clock":
             kind: Any = source.choice(("all ranks", "one rank"))
-            return Blow(kind=kind, rank=rank, seconds=source.uniform(0, 1.3 * seconds_to_start))
+            return Blow(kind=kind, rank=rank, seconds=source.uniform(0, 1.3 * seconds_to_start), latest=most_steps)
         case "all":
             return Blow(kind="all ranks", **moment)
         case "one":
@@ -102,8 +105,8 @@ class Life:
     """Step of the newest checkpoint at its end; 0: none."""
     codes: tuple[int, ...]
     """Exit codes of the ranks, a signal as its negative number."""
-    killed_themselves: tuple[str, ...]
-    """Which processes did so, and at which call; a rank starts a writer anew."""
+    killed_itself: str | None
+    """Which process did so, and at which call."""
     was_struck: bool
     """Whether the blow came before the end."""
     seconds: float
@@ -123,12 +126,13 @@ class Life:
     def num_kills(self) -> int:
         """Times that SIGKILL came: from without, to one rank or to all at once, or by a process' own hand."""
         came = self.was_struck and self.blow is not None and self.blow.kind not in ("PREEMPT", "SIGTERM")
-        return came + len(self.killed_themselves)
+        return came + (self.killed_itself is not None)
 
     def __str__(self) -> str:
         """A line of a log."""
         begin = "before it resumed" if self.resumed_from is None else f"from {self.resumed_from}"
-        how = [*self.killed_themselves, *([str(self.blow)] if self.was_struck else [])]
+        how = [self.killed_itself] if self.killed_itself else []
+        how += [str(self.blow)] if self.was_struck else []
         codes = ",".join(map(str, self.codes))
         line = (
             f"{self.seconds:5.1f} s  {self.world_size} ranks, {begin:17} to step {self.reached:3}, saved {self.newest:3}, "
@@ -178,13 +182,13 @@ class Run:
         if resumed is not None and resumed != newest_before:
             lost.append(f"went on after step {resumed}, and step {newest_before} was committed")
         codes = tuple(int(str(rank.returncode)) for rank in ranks)
-        died = tuple(last_words.read_text().splitlines()) if last_words.exists() else ()
-        if not died and not (was_struck and blow and blow.kind not in ("PREEMPT", "SIGTERM")):
+        died = last_words.read_text() if last_words.exists() else None
+        if died is None and not (was_struck and blow and blow.kind not in ("PREEMPT", "SIGTERM")):
             broken += self._wrong_end(codes, was_asked=was_struck)
         said = [f"--- rank {rank}\n{path.read_text(errors='replace')[-4000:]}" for rank, path in enumerate(outputs)]
         return Life(
             blow=blow, world_size=world_size, resumed_from=resumed, reached=self.reached(), newest=self.newest,
-            codes=codes, killed_themselves=died, was_struck=was_struck, seconds=time.monotonic() - began,
+            codes=codes, killed_itself=died, was_struck=was_struck, seconds=time.monotonic() - began,
             lost=tuple(lost), broken=tuple(broken), output="\n".join(said) if lost or broken else "",
         )  # fmt: skip
 
@@ -213,11 +217,11 @@ class Run:
             if resumed is None and (resumed := _resumed_from(output)) is not None:
                 self.seconds_to_start = time.monotonic() - began
             if blow is not None:
-                if moment is None and not blow.steps:
-                    moment = began + blow.seconds
-                if moment is None and resumed is not None and self.reached() - resumed >= blow.steps:
-                    moment = time.monotonic() + blow.seconds
-                if moment is not None and time.monotonic() >= moment:
+                done = 0 if resumed is None else self.reached() - resumed
+                if moment is None and done >= blow.steps:
+                    moment = (time.monotonic() if blow.steps else began) + blow.seconds
+                is_late = blow.latest is not None and done >= blow.latest
+                if is_late or (moment is not None and time.monotonic() >= moment):
                     self._hit(blow, ranks)
                     return True
             time.sleep(0.005)

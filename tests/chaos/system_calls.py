@@ -122,15 +122,21 @@ def killed_at(point: int, action: Callable[[], object]) -> bool:
 def kill_where_asked(program: str) -> None:
     """In a process that is about to run `program`: have it kill itself where CHAOS_KILL says, if that names it.
 
-    CHAOS_KILL is a JSON object: `program`; `point`; `words`, a file to which it adds what it did last.
+    CHAOS_KILL is a JSON object: `program`; `point`; `words`, a file to be made, in which it says where. The next process that
+    runs the program, in place of the dead one, lives.
     """
     asked = json.loads(os.environ.get("CHAOS_KILL", "{}"))
-    if asked.get("program") != program:
+    if asked.get("program") != program or os.path.exists(asked["words"]):
         return
-    who = f"{'writer' if program == WRITER else 'rank'} {os.environ.get('RANK')}"
-    words, say = os.open(asked["words"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), os.write
+    who, point, words = (
+        f"{'writer' if program == WRITER else 'rank'} {os.environ.get('RANK')}",
+        asked["point"],
+        asked["words"],
+    )
+    # Not what is intercepted from then on.
+    make, say = os.open, os.write
 
     def tell(where: str) -> None:
-        say(words, f"{who} killed itself {where}, point {asked['point']}\n".encode())
+        say(make(words, os.O_WRONLY | os.O_CREAT, 0o666), f"{who} killed itself {where}, point {point}".encode())
 
-    intercept(Killer(asked["point"], tell))
+    intercept(Killer(point, tell))

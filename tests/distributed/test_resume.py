@@ -1,7 +1,15 @@
-"""Checkpoints on real ranks: bit-identical at the same world size, equal batches and losses at another."""
+"""Checkpoints on real ranks: bit-identical at the same world size; equal batches and losses at any other one.
+
+What is resumed elsewhere is also resumed in another placement, with other micro-batches and on another number of nodes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +19,191 @@ from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.dist
 
+WORLDS = (1, 2, 4)
+FIRST, STEPS = 4, 20
+"""Step of the checkpoints, and how many are compared after it."""
 
 HIDDEN_KEY = ("--hidden_key.enabled", "true", "--hidden_key.key_pattern", "span")
-KINDS = {
-    "none": ("none",),
-    # The cooperative phase begins before the checkpoint of step 6, or after it.
+METHODS = {"full": ("none",), "lora": ("lora",), "monteclora": ("monteclora", "--adapter.dropout", "0.1")}
+OPTIMIZERS = {"adamw": (), "lionw": ("--optim.kind", "lionw", "--optim.lr", "1e-3", "--optim.weight_decay", "1e-3")}
+PLACEMENTS = ("zero3", "zero3_hpz", "replicated", "zero3_offload")
+BF16 = {
+    "full": METHODS["full"],
+    # The cooperative phase begins before the checkpoint, or after it.
     "monteclora": ("monteclora", "--adapter.start_step", "3", "--adapter.dropout", "0.1"),
     "monteclora_later": ("monteclora", "--adapter.start_step", "8", "--adapter.posthoc", "true", *HIDDEN_KEY),
     "hidden_key": ("lora", *HIDDEN_KEY, "--hidden_key.compensation", "js", "--hidden_key.compensation_weight", "10"),
 }
+ROWS = 2
+"""Rows of a micro-batch of the runs that save."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resume_at_any_world_size(kind: str, tiny_recipe: Path, tmp_path: Path) -> None:
-    overrides = ["--adapter.kind", *KINDS[kind], "--run.dir", str(tmp_path / "run"), "--train.precision", "bf16"]
-    common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 12}
-    straight = run_ranks("tests.distributed.scenarios:save_then_continue", 2, first=6, **common)[0]
-    again = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)[0]
-    assert again["step"] == 6
-    assert again["after"] == straight["after"], "a resumed run must be the uninterrupted one, bit for bit"
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How ranks train."""
 
-    (alone,) = run_ranks("tests.distributed.scenarios:resume_and_continue", 1, **common)
-    assert [line[3] for line in alone["after"]] == [line[3] for line in straight["after"]]
-    assert [line[0] for line in alone["after"]] == pytest.approx([line[0] for line in straight["after"]], abs=1e-2)
+    world: int
+    placement: str = "zero3"
+    nodes: int = 1
+    rows: int = ROWS
+    """Of a micro-batch."""
 
 
-def test_from_one_rank_to_two(tiny_recipe: Path, tmp_path: Path) -> None:
-    overrides = ["--adapter.kind", "lora", "--run.dir", str(tmp_path / "run")]
-    common: dict[str, Any] = {"recipe": str(tiny_recipe), "overrides": overrides, "last": 26}
-    overrides += ["--train.steps", "30"]
-    (straight,) = run_ranks("tests.distributed.scenarios:save_then_continue", 1, first=6, **common)
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A run, how it is before its checkpoint and how after."""
+
+    run: str
+    """Name of the run that saves, and of its directory."""
+    settings: tuple[str, ...]
+    saved: Way
+    resumed: Way
+    tolerance: float
+    """Of a loss, where the world differs."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}, on {self.resumed.world} by {self.resumed.rows}"
+
+    def case(self, way: Way, folder: Path) -> dict[str, Any]:
+        overrides = [
+            "--adapter.kind", *self.settings, "--run.dir", str(folder / self.run), "--train.placement", way.placement,
+            "--train.micro_batch_rows", str(way.rows), "--train.steps", str(FIRST + STEPS),
+        ]  # fmt: skip
+        return {"overrides": overrides, "local_size": way.world // way.nodes}
+
+
+def matrix() -> Iterator[Cell]:
+    """Every method with every optimizer from every world to every world, through all pairs of placements.
+
+    At the same world size nothing else changes, either: the curve is to be the same one.
+    """
+    uses: Counter[tuple[str, str]] = Counter()
+    for method, optimizer, world in itertools.product(METHODS, OPTIMIZERS, WORLDS):
+        before = min(placements(world), key=lambda each: sum(uses[each, after] for after in PLACEMENTS))
+        saved = Way(world=world, placement=before, nodes=max(1, world // 2))
+        for other in WORLDS:
+            resumed = saved
+            if other != world:
+                after = min(placements(other), key=lambda each: uses[before, each])
+                uses[before, after] += 1
+                # Which rows share a forward decides which noise they get; see below.
+                rows = ROWS if method == "monteclora" else min(8 // other, 1 << uses.total() % 4)
+                nodes = 1 if after == "zero3_hpz" else other
+                resumed = Way(world=other, placement=after, nodes=nodes, rows=rows)
+            yield Cell(
+                run=f"{method} {optimizer} from {world}", settings=(*METHODS[method], *OPTIMIZERS[optimizer]),
+                saved=saved, resumed=resumed, tolerance=1e-5,
+            )  # fmt: skip
+
+
+def placements(world: int) -> tuple[str, ...]:
+    """hpZ is about several ranks of a node."""
+    return tuple(each for each in PLACEMENTS if world > 1 or each != "zero3_hpz")
+
+
+def in_bf16() -> Iterator[Cell]:
+    for name, world in itertools.product(BF16, WORLDS):
+        yield Cell(
+            run=f"{name} bf16", settings=(*BF16[name], "--train.precision", "bf16"), saved=Way(world=2),
+            resumed=Way(world=world), tolerance=2e-3,
+        )  # fmt: skip
+
+
+def another_way() -> Iterator[Cell]:
+    """As many ranks, of which nothing else is as it was."""
+    yield dataclasses.replace(named("full adamw from 2"), resumed=Way(world=2, placement="replicated", nodes=2, rows=1))
+    yield dataclasses.replace(named("lora lionw from 4"), resumed=Way(world=4, nodes=4, rows=1))
+
+
+def named(run: str) -> Cell:
+    return next(cell for cell in matrix() if cell.run == run)
+
+
+CELLS = (*matrix(), *another_way(), *in_bf16())
+NOISY = named("monteclora adamw from 2")
+OTHER_ROWS = tuple(
+    dataclasses.replace(NOISY, resumed=Way(world=world, rows=rows))
+    for world, rows in ((1, 1), (2, 1), (4, 1), (1, 4), (2, 4))
+)
+"""A run with noise, resumed with other micro-batches."""
+
+
+def test_the_matrix_has_all_it_should() -> None:
+    elsewhere = [cell for cell in matrix() if cell.saved.world != cell.resumed.world]
+    assert len(list(matrix())) == len(METHODS) * len(OPTIMIZERS) * len(WORLDS) ** 2
+    assert {(cell.saved.placement, cell.resumed.placement) for cell in elsewhere} == set(
+        itertools.product(PLACEMENTS, PLACEMENTS)
+    )
+    for world in WORLDS:
+        assert len({cell.resumed.rows for cell in elsewhere if cell.resumed.world == world}) > 1
+    assert {(cell.saved.nodes, cell.resumed.nodes) for cell in elsewhere} >= {(1, 2), (1, 4), (2, 1), (2, 2)}
+
+
+Curves = dict[str, list[list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resumed")
+
+
+def launch(function: str, world: int, cases: dict[str, Any], recipe: Path) -> Curves:
     before = set(Path("/dev/shm").glob("deepspeed_*"))
-    both = run_ranks("tests.distributed.scenarios:resume_and_continue", 2, **common)
+    ranks = run_ranks(
+        f"tests.distributed.resume_scenarios:{function}", world, timeout=540, recipe=str(recipe), cases=cases,
+        first=FIRST, last=FIRST + STEPS,
+    )  # fmt: skip
+    assert all(rank == ranks[0] for rank in ranks), "ranks disagree"
     assert set(Path("/dev/shm").glob("deepspeed_*")) <= before, "shared memory outlives the ranks"
-    assert both[0] == both[1]
-    assert [line[3] for line in both[0]["after"]] == [line[3] for line in straight["after"]]
-    assert [line[0] for line in both[0]["after"]] == pytest.approx([line[0] for line in straight["after"]], abs=1e-5)
+    found: Curves = ranks[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path, tiny_recipe: Path) -> Curves:
+    """Curves of the runs that saved and were not interrupted, from the save on."""
+    curves: Curves = {}
+    for world in WORLDS:
+        cases = {cell.run: cell.case(cell.saved, folder) for cell in CELLS if cell.saved.world == world}
+        curves |= launch("save", world, cases, tiny_recipe)
+    return curves
+
+
+@pytest.fixture(scope="module")
+def resumed(saved: Curves, folder: Path, tiny_recipe: Path) -> Curves:
+    """Curves of the runs that were resumed, all on ranks that have been started again."""
+    curves: Curves = {}
+    for world in WORLDS:
+        cells = [cell for cell in (*CELLS, *OTHER_ROWS) if cell.resumed.world == world]
+        curves |= launch("resume", world, {cell.name: cell.case(cell.resumed, folder) for cell in cells}, tiny_recipe)
+    return curves
+
+
+def column(curve: list[list[Any]], index: int) -> list[Any]:
+    return [line[index] for line in curve]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_run_goes_on(cell: Cell, saved: Curves, resumed: Curves) -> None:
+    straight, again = saved[cell.run], resumed[cell.name]
+    assert len(straight) == STEPS
+    assert straight[-1][0] < straight[0][0], "it learns"
+    if cell.resumed == cell.saved:
+        assert again == straight, "a resumed run must be the uninterrupted one, bit for bit"
+        return
+    assert column(again, 3) == column(straight, 3), "the batches differ"
+    assert column(again, 0) == pytest.approx(column(straight, 0), abs=cell.tolerance)
+
+
+def test_other_micro_batches_draw_other_noise_on_any_world(saved: Curves, resumed: Curves) -> None:
+    """What train.micro_batch_rows changes, and what not."""
+    straight = saved[NOISY.run]
+    alone = {rows: resumed[dataclasses.replace(NOISY, resumed=Way(world=1, rows=rows)).name] for rows in (1, 4)}
+    for cell in OTHER_ROWS:
+        again = resumed[cell.name]
+        assert column(again, 3) == column(straight, 3), "the batches differ"
+        # Of the same weights.
+        assert again[0][2] == pytest.approx(straight[0][2], rel=1e-6), "the penalty has no noise"
+        assert column(again, 0) == pytest.approx(column(alone[cell.resumed.rows], 0), abs=1e-5)
+        assert column(again, 0) != pytest.approx(column(straight, 0), abs=1e-5)

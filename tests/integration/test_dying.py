@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, base_environment, free_port
+from tests.ranks import base_environment, free_port
 from tests.ranks_started import BLOCKED, IN_STEP, Job
 
 pytestmark = pytest.mark.dist
@@ -173,13 +173,24 @@ def test_the_reason_of_another_rank_is_written_down(tiny_recipe: Path, tmp_path:
         assert job.record()["stopped_by"] == "SIGUSR1"
 
 
+LATE_AFTER_A_RESTART = """
+import os, sys, time
+if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("1", "1"):
+    time.sleep(3)
+from training.main import leave, main
+leave(main(sys.argv[1:]))
+"""
+
+
 def test_torchrun_restarts_and_the_run_goes_on(tiny_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    """Also where one rank comes later than the others, who find what it had left in torchrun's store before."""
+    out, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(LATE_AFTER_A_RESTART)
     command = [
         str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--max-restarts", "1",
-        "--master_port", str(free_port()), str(ROOT / "training" / "main.py"), "--recipe", str(tiny_recipe), "--run.dir",
-        str(out), "--train.placement", "replicated", "--eval.at_start", "false", "--train.steps", "300",
-        "--checkpoint.every_steps", "5", "--eval.every_steps", "0",
+        "--master_port", str(free_port()), str(program), "--recipe", str(tiny_recipe), "--run.dir", str(out),
+        "--train.placement", "replicated", "--eval.at_start", "false", "--train.steps", "200",
+        "--checkpoint.every_steps", "20",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, env=base_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -198,11 +209,11 @@ def test_torchrun_restarts_and_the_run_goes_on(tiny_recipe: Path, tmp_path: Path
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()
     assert process.returncode == 0, output
     assert "died without a word" in output
     assert "resuming after step" in output
     record = json.loads((out / "run.json").read_text())
-    assert (record["status"], record["step"], len(record["starts"])) == ("done", 300, 2)
+    assert (record["status"], record["step"], len(record["starts"])) == ("done", 200, 2)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, 201))

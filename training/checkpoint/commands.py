@@ -21,11 +21,11 @@ from data_pipeline.commands.tables import print_table
 from training.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
-    _is_file_entry,
-    _read,
     check_file,
+    check_size,
     folders,
     open_checkpoint,
+    read_manifest,
 )
 from training.checkpoint.recorded import recorded_config
 from training.checkpoint.retention import retention_of, scores
@@ -266,7 +266,7 @@ def _what_a_start_does(place: Place, good: Sequence[Path], checked: Sequence[Pat
 def damages_of(folder: Path, reporter: ProgressReporter) -> list[str]:
     """Read all of a checkpoint; everything that is wrong with it, with the files' names."""
     try:
-        checkpoint = _with_valid_manifest(folder)
+        checkpoint = read_manifest(folder)
     except CheckpointError as error:
         return [str(error)]
     files, damages, done = checkpoint.manifest["files"], [], 0
@@ -278,21 +278,9 @@ def damages_of(folder: Path, reporter: ProgressReporter) -> list[str]:
     return damages
 
 
-def _with_valid_manifest(folder: Path) -> Checkpoint:
-    """A checkpoint whose files may be anything."""
-    manifest = _read(folder / MANIFEST)
-    if not all(map(_is_file_entry, manifest["files"])):
-        raise CheckpointError(f"{folder / MANIFEST}: its list of files makes no sense")
-    return Checkpoint(path=folder, manifest=manifest)
-
-
 def _damage(checkpoint: Checkpoint, entry: dict[str, Any]) -> str | None:
-    path = checkpoint.path / entry["name"]
-    if not path.is_file():
-        return f"{path}: missing"
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{path}: has {size} bytes instead of {entry['bytes']}"
     try:
+        check_size(checkpoint, entry)
         check_file(checkpoint, entry)
     except CheckpointError as error:
         return str(error)

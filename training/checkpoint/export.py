@@ -8,7 +8,6 @@ exported.) There is no process group, no GPU and no DeepSpeed here, and the worl
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shutil
 import sys
@@ -32,15 +31,14 @@ from monteclora.errors import AdapterError
 from monteclora.fingerprint import base_fingerprint, frozen_weights
 from monteclora.merge import check_mergeable, merged_weight
 from training.checkpoint.commands import damages_of, find
-from training.checkpoint.image import header, shard_name
+from training.checkpoint.image import header
 from training.checkpoint.manifest import Checkpoint, open_checkpoint
 from training.checkpoint.recorded import recorded_config
-from training.checkpoint.slices import check_parameters, overlaps
+from training.checkpoint.slices import Shards, check_parameters
 from training.checkpoint.storage import write_file
 from training.config import Config, ModelConfig, looks_like_path
 from training.errors import CheckpointError, ModelError
 from training.files import sync_folder, write_json
-from training.model.base_files import read_header
 from training.model.build import folder_fingerprint, random_model
 from training.model.loading import base_folder, empty_model, fill_model, open_weights
 
@@ -221,7 +219,7 @@ class Weights:
         """Build the model, and compare what the files hold with it."""
         config, checkpoint = plan.config, plan.checkpoint
         self._is_as_in_run = plan.dtype is None
-        self._masters = Masters(checkpoint)
+        self._shards = Shards(checkpoint)
         self._fills: dict[Tensor, Callable[[int, Tensor], None]] = {}
         dtype = DTYPES[config.train.precision]
         if plan.base is None:
@@ -256,34 +254,11 @@ class Weights:
     def read(self, parameter: Tensor) -> Tensor:
         """One parameter of the model, whole: as the run has it, or in fp32 when another type was asked for."""
         if parameter.requires_grad:
-            whole = self._masters.read(self._names[parameter], tuple(parameter.shape))
+            whole = self._shards.read(self._names[parameter], parameter.numel()).view(parameter.shape)
         else:
             whole = torch.empty(parameter.shape, dtype=parameter.dtype)
             self._fills[parameter](0, whole.view(-1))
         return whole.to(parameter.dtype if self._is_as_in_run else torch.float32)
-
-
-class Masters:
-    """The trained parameters in a checkpoint, in fp32; read, not mapped: pages of a mapping would count as memory."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        world_size = int(checkpoint.manifest["world_size"])
-        self._paths = [checkpoint.path / shard_name(rank, world_size) for rank in range(world_size)]
-        self._offsets = [
-            {name: stored.offset for name, stored in read_header(path).items() if name in checkpoint.manifest["parameters"]}
-            for path in self._paths
-        ]  # fmt: skip
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A whole parameter."""
-        whole = torch.empty(math.prod(shape), dtype=torch.float32)
-        for rank, there, here in overlaps(whole.numel(), len(self._paths), 0, 1):
-            part = whole[here]
-            with self._paths[rank].open("rb") as file:
-                file.seek(self._offsets[rank][name] + 4 * there.start)
-                if file.readinto(part.numpy().data) != part.nbytes:
-                    raise CheckpointError(f"{self._paths[rank]}: ends within {name}")
-        return whole.view(shape)
 
 
 def _write_adapter(weights: Weights, plan: Plan, folder: Path) -> None:
@@ -360,7 +335,10 @@ def _write_tensors(
 
     def content(names: Sequence[str]) -> Iterator[Any]:
         nonlocal done
-        yield _torch_header({name: described[name] for name in names})
+        chosen = {name: described[name] for name in names}
+        tensors = {name: (STORED_AS[each.dtype], tuple(each.shape), each.nbytes) for name, each in chosen.items()}
+        # Some readers want to be told whose tensors they are.
+        yield header(tensors, {"format": "pt"})
         for name in names:
             value = make(name).contiguous()
             yield value.view(-1).view(torch.uint8).numpy()
@@ -373,14 +351,6 @@ def _write_tensors(
         count = sum(tensor.numel() for tensor in described.values())
         index = {"metadata": {"total_parameters": count, **split.metadata}, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
-
-
-def _torch_header(described: Mapping[str, Tensor]) -> bytes:
-    """The beginning of a safetensors file that says whose tensors they are, as some readers want to know."""
-    start = header({name: (STORED_AS[each.dtype], tuple(each.shape), each.nbytes) for name, each in described.items()})
-    text = b'{"__metadata__":{"format":"pt"},' + start[8:].strip().removeprefix(b"{")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _rounded(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

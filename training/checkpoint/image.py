@@ -30,13 +30,14 @@ def shard_name(rank: int, world_size: int) -> str:
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str] | None = None) -> bytes:
     """The beginning of a safetensors file: of each tensor its type as safetensors calls it, its shape and its bytes.
 
     https://github.com/huggingface/safetensors#format
     """
     ends = list(itertools.accumulate((size for _, _, size in tensors.values()), initial=0))
-    described = {
+    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    described |= {
         name: {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         for (name, (dtype, shape, _)), begin, end in zip(tensors.items(), ends, ends[1:], strict=False)
     }

@@ -55,11 +55,11 @@ def seal(content: dict[str, Any]) -> bytes:
     return body + b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, as far as its manifest goes: the files have their names and sizes, and were not read.
+def read_manifest(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, as far as its manifest goes; its files may be anything.
 
     Raises:
-        CheckpointError: naming the file that is missing, of another size, or no valid manifest.
+        CheckpointError: there is no valid manifest.
     """
     path = folder / MANIFEST
     manifest = _read(path)
@@ -69,17 +69,36 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     names = {entry["name"] for entry in manifest["files"]}
     if not len(names) == len(manifest["files"]) == manifest["world_size"]:
         raise CheckpointError(f"{path}: lists {len(names)} files for {manifest['world_size']} ranks")
-    for entry in manifest["files"]:
-        file = folder / entry["name"]
-        try:
-            if not file.is_file():
-                raise CheckpointError(f"{file}: missing")
-            size = file.stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"{file}: can't be read: {error.strerror}") from error
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{file}: has {size} bytes instead of {entry['bytes']}")
     return Checkpoint(path=folder, manifest=manifest)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, as far as names and sizes of its files go; they were not read.
+
+    Raises:
+        CheckpointError: naming the file that is missing, of another size, or no valid manifest.
+    """
+    checkpoint = read_manifest(folder)
+    for entry in checkpoint.manifest["files"]:
+        check_size(checkpoint, entry)
+    return checkpoint
+
+
+def check_size(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
+    """Look at the size of one of a checkpoint's files.
+
+    Raises:
+        CheckpointError: it is missing, or of another size than what was written.
+    """
+    path = checkpoint.path / entry["name"]
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    if size != entry["bytes"]:
+        raise CheckpointError(f"{path}: has {size} bytes instead of {entry['bytes']}")
 
 
 def _is_count(value: Any) -> bool:

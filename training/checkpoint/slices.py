@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from training.checkpoint.image import shard_name
 from training.checkpoint.manifest import Checkpoint
 from training.errors import CheckpointError
+from training.model.base_files import DamagedFile, StoredTensor, read_header
 
 
 class Shards:
@@ -24,10 +23,10 @@ class Shards:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._path, self._world = checkpoint.path, int(checkpoint.manifest["world_size"])
-        self._open = functools.cache(self._open_file)
+        self._stored = functools.cache(self._read_header)
 
-    def _open_file(self, rank: int) -> Any:
-        return safe_open(self._path / shard_name(rank, self._world), framework="pt")
+    def _read_header(self, rank: int) -> dict[str, StoredTensor]:
+        return read_header(self._path / shard_name(rank, self._world))
 
     def read(self, key: str, numel: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
         """One rank's slice of a flattened tensor of `numel` elements in fp32; the whole one by default.
@@ -38,9 +37,19 @@ class Shards:
         slice_ = torch.zeros(math.ceil(numel / world_size), dtype=torch.float32)
         for saved_rank, there, here in overlaps(numel, self._world, rank, world_size):
             path = self._path / shard_name(saved_rank, self._world)
+            part, share = slice_[here], math.ceil(numel / self._world)
             try:
-                slice_[here] = self._open(saved_rank).get_slice(key)[there]
-            except (OSError, SafetensorError, RuntimeError) as error:
+                stored = self._stored(saved_rank)[key]
+                if (stored.dtype, stored.shape) != ("F32", (share,)):
+                    raise DamagedFile(f"it is {stored.dtype} {list(stored.shape)} there, and should be F32 [{share}]")
+                # Read, not mapped: pages of a mapping would count as memory of the rank.
+                with path.open("rb") as file:
+                    file.seek(stored.offset + 4 * there.start)
+                    if file.readinto(part.numpy().data) != part.nbytes:
+                        raise DamagedFile("the file ends within it")
+            except KeyError:
+                raise CheckpointError(f"{path}: has no {key}") from None
+            except (OSError, DamagedFile) as error:
                 raise CheckpointError(f"{path}: {key} can't be read: {error}") from error
         return slice_
 

@@ -36,12 +36,14 @@ NUMBER = itertools.count()
 
 
 def write_checkpoint(root: Path, step: int, config: Config, **values: Any) -> Path:
-    """A checkpoint of a run with this recipe, without anything in it; no two are the same."""
+    """A checkpoint of a run with this recipe, with an empty file; no two are the same."""
     folder = root / str(step)
     folder.mkdir(parents=True)
+    (folder / "empty").touch()
+    empty = {"name": "empty", "bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
     content: dict[str, Any] = {
         "step": step, "progress": {"tokens_seen": 768 * step}, "world_size": 1, "optimizer_steps": {}, "parameters": {},
-        "states": {}, "fingerprints": FOUND, "config": to_dict(config), "stream": {}, "files": [],
+        "states": {}, "fingerprints": FOUND, "config": to_dict(config), "stream": {}, "files": [empty],
         "written": next(NUMBER), **values,
     }  # fmt: skip
     (folder / MANIFEST).write_bytes(seal(content))
@@ -477,7 +479,7 @@ class TestDamage:
     def test_every_file_is_looked_at_by_one_rank(self, config: Config, tmp_path: Path) -> None:
         folder, content = tmp_path / "x" / "5", b"abc"
         entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_checkpoint(tmp_path / "x", 5, config, files=[{"name": f"f{n}", **entry} for n in range(5)])
+        write_checkpoint(tmp_path / "x", 5, config, world_size=5, files=[{"name": f"f{n}", **entry} for n in range(5)])
         for n in range(5):
             (folder / f"f{n}").write_bytes(content)
         origin = find_origin(config, folder)
