@@ -145,9 +145,9 @@ def serve(connection: Connection) -> dict[str, Any]:
     zygote, running = os.getpid(), dict[int, int]()
     while True:
         for ready in wait([connection, *running]):
-            if ready is not connection:
-                pid = running.pop(ready)  # type: ignore[call-overload]
-                os.close(ready)  # type: ignore[arg-type]
+            if isinstance(ready, int):
+                pid = running.pop(ready)
+                os.close(ready)
                 _, status = os.waitpid(pid, 0)
                 connection.send_bytes(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
                 continue

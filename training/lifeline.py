@@ -44,6 +44,9 @@ START_UP = "start-up"
 BEATS_PER_SECOND = 200
 """Most messages that rank 0 gets in quiet times; with fewer ranks, one from each per second."""
 
+SILENT_BEATS = 3
+"""Beats that a rank misses before it counts as silent: its process is stopped, or out of reach."""
+
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 """A node that is lost answers no more: noticed after 25 s, whether something was sent to it (in ms) or not (in s)."""
 
@@ -470,7 +473,7 @@ class _Server(threading.Thread):
         for peer in self._peers.values():
             # Only others' errors came, which have their cause somewhere.
             silence = self._silence(peer)
-            if all(report.kind == "echo" for report in self._reports) and silence > 3 * self._beat:
+            if all(report.kind == "echo" for report in self._reports) and silence > SILENT_BEATS * self._beat:
                 how = f"has not been heard of for {silence:.0f} s (stopped? its node or the network lost?)"
                 self._reports.append(Report(rank=peer.rank, kind="death", text=how))
         present = [peer for peer in self._peers.values() if not peer.has_left]
@@ -486,10 +489,12 @@ class _Server(threading.Thread):
         self._broadcast(leave=True)
 
     def _places(self, peers: Iterable[_Peer]) -> dict[int, str]:
-        return {peer.rank: place(peer.what, is_silent=self._silence(peer) > 3 * self._beat) for peer in peers}
+        return {
+            peer.rank: place(peer.what, is_silent=self._silence(peer) > SILENT_BEATS * self._beat) for peer in peers
+        }
 
     def _silence(self, peer: _Peer) -> float:
-        """Seconds for which a rank's thread has not been heard of: it is stopped, or out of reach."""
+        """Seconds for which a rank's thread has not been heard of."""
         return self._clock.seconds - peer.heard
 
     def _broadcast(self, **message: Any) -> None:
@@ -537,6 +542,7 @@ class _Wire:
 
         Raises:
             OSError: the other end is gone, with errno ETIMEDOUT if it does not answer any more.
+            ValueError: it is none of ours.
         """
         try:
             data = self.socket.recv(65536)
@@ -545,7 +551,10 @@ class _Wire:
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "closed")
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("not a message")
+        return messages
 
 
 class _Clock:

@@ -115,18 +115,30 @@ def test_ctrl_c_sigkill_and_preempt_file(
     output = end(process)
     assert f"resuming after step {stopped_at} of {STEPS}" in output
 
-    # A PREEMPT file from before the start: at the first boundary everything is saved, and the file is gone.
+    # A PREEMPT file from before the start: it is heeded before anything is loaded, and is gone.
     (out / "PREEMPT").touch()
     process = start(command(tiny_recipe, out, *deepspeed()))
     output = end(process)
     assert process.returncode == 85, output
-    assert json.loads((out / "run.json").read_text())["stopped_by"] == "PREEMPT file"
+    assert "stopped by PREEMPT file during start-up, nothing was lost; start it again to continue" in output
+    assert not (out / "PREEMPT").exists()
+    starts = len(json.loads((out / "run.json").read_text())["starts"])
+
+    # In training everything is saved at the next boundary.
+    process = start(command(tiny_recipe, out, *deepspeed()))
+    reached = len(metrics(out))
+    wait_for_steps(out, process, reached + 1)
+    (out / "PREEMPT").touch()
+    output = end(process)
+    assert process.returncode == 85, output
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["stopped_by"], len(record["starts"])) == ("preempted", "PREEMPT file", starts + 1)
     assert not (out / "PREEMPT").exists()
 
     process = start(command(tiny_recipe, out, *deepspeed()))
     output = end(process)
     assert process.returncode == 0, output
-    assert len(json.loads((out / "run.json").read_text())["starts"]) == 4
+    assert len(json.loads((out / "run.json").read_text())["starts"]) == starts + 2
     assert curve(out) == uninterrupted, "bit for bit"
 
 

@@ -38,14 +38,16 @@ def write_file(path: Path, chunks: Iterable[Any], *, read_back: bool) -> dict[st
     """Write a file of a checkpoint, through to the disk; return its entry in the manifest.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file; its folder, and that of the checkpoints, are made where they are missing. The run's directory is not:
+            one that is away for a while could not come back then.
         chunks: what it consists of, one after the other (bytes-like).
         read_back: read it again afterwards, from the disk as far as the system lets us, and compare.
 
     Raises:
         OSError: storage did not take it, or gave back something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     written, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
@@ -112,8 +114,8 @@ def commit(folder: Path, final: Path, content: dict[str, Any], delete: Sequence[
             replaced.rename(final)
         raise
     sync_folder(root)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return [step for step in delete if not _delete(root, step)]
+    sync_folder(root.parent)
+    return _delete(root, delete)
 
 
 def _await_file(path: Path, size: int) -> None:
@@ -131,17 +133,40 @@ def _await_file(path: Path, size: int) -> None:
         time.sleep(0.1)
 
 
-def _delete(root: Path, step: int) -> bool:
-    """Delete a checkpoint, which is none from the first call on; return whether that worked."""
-    trash = root / f".{step}.deleted"
+def _delete(root: Path, steps: Sequence[int]) -> list[int]:
+    """Delete checkpoints, which are none from the first call on, and what earlier attempts have left; the steps that stay."""
+    stay = []
+    for step in steps:
+        try:
+            (root / str(step)).rename(root / f".{step}.deleted")
+        except FileNotFoundError:
+            pass
+        except OSError:
+            stay.append(step)
+    _clear(root, _leftovers(root))
+    return stay
+
+
+def _clear(root: Path, leftovers: Sequence[tuple[Path, re.Match[str]]]) -> None:
+    """Remove what is no checkpoint any more, once the disk knows that it isn't: else a name could come back after a power
+    cut, and the files not.
+    """
+    if not leftovers:
+        return
     try:
-        (root / str(step)).rename(trash)
-    except FileNotFoundError:
-        return True
+        sync_folder(root)
     except OSError:
-        return False
-    shutil.rmtree(trash, ignore_errors=True)
-    return True
+        return
+    for path, _ in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leftovers(root: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Folders that are neither checkpoints nor anything else that people may have put there."""
+    found = (
+        (path, re.fullmatch(r"\.(\d+)(\.\w+)?\.(unfinished|replaced|deleted)", path.name)) for path in root.iterdir()
+    )
+    return [(path, match) for path, match in found if match is not None]
 
 
 def discard(folder: Path) -> None:
@@ -153,13 +178,9 @@ def tidy_up(root: Path) -> None:
     """Bring the folder of checkpoints in order after starts that were killed; nobody may be writing into it."""
     if not root.is_dir():
         return
-    for leftover in root.iterdir():
-        found = re.fullmatch(r"\.(\d+)(\.\w+)?\.(unfinished|replaced|deleted)", leftover.name)
-        if found is None:
-            continue
-        if found[3] == "replaced" and not (root / found[1]).exists():
+    for path, match in _leftovers(root):
+        if match[3] == "replaced" and not (root / match[1]).exists():
             # Killed after the old one had lost its name and before the new one had it.
-            leftover.rename(root / found[1])
-            sync_folder(root)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+            path.rename(root / match[1])
+    _clear(root, _leftovers(root))
+    sync_folder(root)
