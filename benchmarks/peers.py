@@ -149,4 +149,4 @@ def _tail(file: Path) -> str:
 
 
 def _end(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-15:])
+    return "\n".join(text.strip().splitlines()[-40:])

@@ -24,8 +24,6 @@ class Boundary:
         """
         saver = self._saver
         self._lifeline.at(what)
-        asked, busy, retries = distributed.sum_over_ranks(
-            [float(self._stop.is_local()), float(saver.is_busy()), float(saver.wants_retry())]
-        )
-        saver.go_on(is_any_busy=busy > 0, is_retry_due=retries > 0)
+        asked, *signals = distributed.sum_over_ranks([float(self._stop.is_local()), *saver.signals()])
+        saver.go_on(signals)
         return asked > 0

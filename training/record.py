@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import importlib.metadata
 import json
 import logging
@@ -411,6 +412,7 @@ def open_log(run_dir: Path, rank: int) -> logging.Logger:
     return logging.getLogger("palimpsest")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes, and of the machine's software."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -6,7 +6,7 @@ A save takes its course beside the training:
     writing     each rank's writer puts its file on storage
     committing  all files are there: rank 0's writer adds the manifest, gives the checkpoint its name and deletes old ones
 
-At every boundary between two steps the ranks tell each other who is still busy (`is_busy`, in the all-reduce that is there
+At every boundary between two steps the ranks tell each other who is still busy (`Saver.signals`, in the all-reduce that is there
 for stop requests, training/boundary.py); when nobody is, all go on to the next phase together. So a step never waits for
 storage; only the next save waits for the last.
 """
@@ -17,7 +17,7 @@ import enum
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,7 @@ class Pending:
     step: int
     folder: Path
     content: dict[str, Any]
-    """Of the manifest, as far as a rank knows it alone."""
+    """Of the manifest, as far as it is known before the files are there; on rank 0."""
     stream: dict[str, Any]
     counts: dict[str, dict[str, int]]
     keep_all: bool
@@ -136,7 +136,7 @@ class Saver:
         self._pending = Pending(
             step=progress.step,
             folder=storage.unfinished_folder(self.root, progress.step, f"{self._start_name}{self._attempts}"),
-            content=self._content(progress),
+            content=self._content(progress) if self._world.rank == 0 else {},
             stream=self._batches.state_dict(),
             counts=self._batches.counts(),
             keep_all=keep_all,
@@ -145,7 +145,7 @@ class Saver:
         )
         self._is_rewound = False
         # A writer that writes at once must do so before the next step changes what it writes.
-        self.is_busy()
+        self._is_busy()
         self._stall_seconds += time.perf_counter() - began
 
     def _has(self, step: int) -> bool:
@@ -192,8 +192,8 @@ class Saver:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def is_busy(self) -> bool:
-        """Whether this rank has something to do in the present phase; not a collective."""
+    def _is_busy(self) -> bool:
+        """Whether this rank still has something to do in the present phase; what can begin is begun."""
         pending = self._pending
         if pending is None:
             return False
@@ -212,48 +212,49 @@ class Saver:
             pending.answer = {"error": f"storage has not finished after {limit} (checkpoint.write_timeout)"}
         return pending.answer is None
 
-    def wants_retry(self) -> bool:
-        """Whether it is time to try a failed save again, as rank 0's clock has it; not a collective."""
+    def signals(self) -> tuple[float, float, float]:
+        """What this rank tells the others at a boundary, to be summed up: that it is busy, that its part has failed, that it is
+        time to try a failed save again, as rank 0's clock has it; not a collective.
+        """
+        is_busy = self._is_busy()
+        has_failed = self._pending is not None and "error" in (self._pending.answer or {})
         wait = parse_duration(self._config.checkpoint.retry_after)
         is_waiting = self._failed_in_a_row > 0 and self._pending is None and self._world.rank == 0
-        return is_waiting and time.monotonic() - self._failed_at > wait
+        wants_retry = is_waiting and time.monotonic() - self._failed_at > wait
+        return float(is_busy), float(has_failed), float(wants_retry)
 
-    def go_on(self, *, is_any_busy: bool, is_retry_due: bool) -> None:
-        """What all ranks know at a boundary: go on to the next phase if nobody is busy.
+    def go_on(self, signals: Sequence[float]) -> None:
+        """What all ranks know at a boundary, the sums of their signals: go on to the next phase if nobody is busy.
 
         Raises:
             CheckpointError: the save has failed, and checkpoint.max_failed have.
         """
-        self.is_retry_due = is_retry_due
+        busy, failed, retries = signals
+        self.is_retry_due = retries > 0
         pending = self._pending
-        if pending is None or is_any_busy:
+        if pending is None or busy:
             return
         began = time.perf_counter()
-        if pending.phase is Phase.WRITING:
+        if failed:
+            self._fail(pending)
+        elif pending.phase is Phase.WRITING:
             self._begin_commit(pending)
         else:
-            self._end(pending, from_rank_0(lambda: pending.answer, self._world))
+            self._end(pending)
         self._stall_seconds += time.perf_counter() - began
 
     def _begin_commit(self, pending: Pending) -> None:
-        answers: list[dict[str, Any]] = self._engine.gather(pending.answer)
-        errors = [answer["error"] for answer in answers if "error" in answer]
-        if errors:
-            self._fail(pending, errors[0])
-            return
-        streams = self._engine.gather_to_rank_0((pending.stream, pending.counts))
+        assert pending.answer is not None
+        parts = self._engine.gather_to_rank_0((pending.answer["value"], pending.stream, pending.counts))
         pending.phase, pending.answer = Phase.COMMITTING, None
-        if streams is None:
+        if parts is None:
             return
-        streams = streams[:: self._config.train.sequence_parallel]
-        pending.counts = sum_counts(counts for _, counts in streams)
-        content = {
-            **pending.content,
-            "stream": merge_states([state for state, _ in streams]),
-            "files": [answer["value"] for answer in answers],
-        }
+        files, streams, counts = zip(*parts, strict=True)
+        sharing = self._config.train.sequence_parallel
+        pending.counts = sum_counts(counts[::sharing])
         self._ready_writer().ask(
-            do="commit", folder=str(pending.folder), final=str(self.root / str(pending.step)), content=content,
+            do="commit", folder=str(pending.folder), final=str(self.root / str(pending.step)),
+            content={**pending.content, "stream": merge_states(streams[::sharing]), "files": files},
             delete=[] if pending.keep_all else self._unwanted(pending.step),
         )  # fmt: skip
 
@@ -266,21 +267,21 @@ class Saver:
             return []
         return [each for each in self._retention.superfluous(existing, newest=step, scores=found) if each != step]
 
-    def _end(self, pending: Pending, answer: dict[str, Any]) -> None:
-        if "error" in answer:
-            self._fail(pending, answer["error"])
-            return
+    def _end(self, pending: Pending) -> None:
         if self._failed_in_a_row:
             self._display.say(f"the checkpoint of step {pending.step} is saved: storage works again")
         self._pending, self._failed_in_a_row = None, 0
         self.saved_step = pending.step
         self._record.update(last_checkpoint=pending.step, data=pending.counts)
         log.info("saved checkpoint of step %d in %.2f s", pending.step, time.monotonic() - pending.began)
-        if answer["value"]:
-            kept = ", ".join(str(step) for step in answer["value"])
+        # Rank 0's, of the commit.
+        if left := (pending.answer or {}).get("value"):
+            kept = ", ".join(str(step) for step in left)
             self._display.say(f"old checkpoints that could not be deleted: {kept}, in {self.root}")
 
-    def _fail(self, pending: Pending, cause: str) -> None:
+    def _fail(self, pending: Pending) -> None:
+        causes = self._engine.gather((pending.answer or {}).get("error"))
+        cause = next(cause for cause in causes if cause is not None)
         self._pending, self._is_rewound = None, self._is_rewound or pending.is_rewound
         self._failed_in_a_row += 1
         self._failed_at = time.monotonic()
@@ -310,13 +311,12 @@ class Saver:
             CheckpointError: it has failed, and checkpoint.max_failed have.
         """
         while self._pending is not None:
-            # The others wait in the all-reduce for the slowest.
-            is_busy = distributed.any_rank(self.is_busy())
-            if is_busy:
+            signals = distributed.sum_over_ranks(self.signals())
+            if signals[0]:
                 if self._lifeline is not None:
                     self._lifeline.at(f"saving step {self._pending.step}")
                 time.sleep(0.02)
-            self.go_on(is_any_busy=is_busy, is_retry_due=False)
+            self.go_on(signals)
 
     def settle(self, progress: Progress, *, keep_all: bool = False) -> None:
         """Save the current step and wait until that is done, in several tries if need be: the run is about to end.

@@ -93,8 +93,7 @@ class Ours:
     def cross(self) -> tuple[bool, float]:
         """See `Way`."""
         # What training.boundary does for a save.
-        busy, retries = sum_over_ranks([float(self._saver.is_busy()), float(self._saver.wants_retry())])
-        self._saver.go_on(is_any_busy=busy > 0, is_retry_due=retries > 0)
+        self._saver.go_on(sum_over_ranks(self._saver.signals()))
         return self._saver.saved_step != self._step, self._saver.take_stall_seconds()
 
     def folder(self, step: int) -> Path:

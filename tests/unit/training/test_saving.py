@@ -99,8 +99,7 @@ class Bench:
         return self.saver.resume(progress, Origin(root=self.saver.root))
 
     def boundary(self) -> None:
-        saver = self.saver
-        saver.go_on(is_any_busy=saver.is_busy(), is_retry_due=saver.wants_retry())
+        self.saver.go_on(self.saver.signals())
 
     def steps(self) -> list[int]:
         return sorted(int(path.name) for path in self.saver.root.glob("[0-9]*"))
@@ -118,7 +117,7 @@ def refuse(problem: Exception | None, world: Any) -> None:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBench]:
     monkeypatch.setattr(saving, "from_rank_0", lambda compute, world: compute())
     monkeypatch.setattr(saving, "refuse_problems", refuse)
-    monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)
+    monkeypatch.setattr(distributed, "sum_over_ranks", list)
     monkeypatch.setattr(saving, "merge_states", lambda states: states[0])
     made: list[Bench] = []
 
@@ -300,7 +299,7 @@ class TestFailures:
         ours.saver.finish()
         assert ours.steps() == [3]
         assert ours.said[1] == "the checkpoint of step 3 is saved: storage works again"
-        assert not ours.saver.wants_retry()
+        assert ours.saver.signals() == (0, 0, 0)
 
     def test_up_to_a_limit(self, bench: MakeBench) -> None:
         ours = bench("--checkpoint.max_failed", "2")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from training.watch import display
@@ -146,3 +149,28 @@ class TestTerminal:
         with pytest.raises(ZeroDivisionError), display:
             raise ZeroDivisionError
         assert not display._bar.live.is_started
+
+
+class FullDisk(io.StringIO):
+    """Standard output into a file that takes nothing."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_an_output_that_takes_nothing_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", FullDisk())
+        display = Display(label="run", steps=10, is_shown=True)
+        with display:
+            for step in range(1, 4):
+                display.say("what is lost")
+                display.step(step, 2.5, 100.0)
+            display.evaluating(1, 2)
+    display.say("what is shown")
+    assert capsys.readouterr().out == "run: what is shown\n", "and nothing has piled up"

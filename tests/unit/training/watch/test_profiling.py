@@ -117,3 +117,22 @@ def test_a_disk_that_refuses_the_trace_does_not_end_the_run(tmp_path: Path, capl
         run(profiler, 0, 2)
     assert "the profile of step 0 could not be written" in caplog.text
     assert not (tmp_path / "PROFILE").exists()
+
+
+def test_a_run_directory_that_is_away_is_not_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_dir = tmp_path / "run"
+    profiler = Profiler(run_dir, MonitorConfig(profile_first_step=0, profile_steps=1), rank=0)
+    with caplog.at_level(logging.ERROR):
+        run(profiler, 0, 2)
+    assert "the profile of step 0 could not be written" in caplog.text
+    assert not run_dir.exists()
+
+
+def test_nothing_is_left_of_a_trace_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", full)
+    run(Profiler(tmp_path, MonitorConfig(profile_first_step=0, profile_steps=1), rank=0), 0, 2)
+    assert list((tmp_path / "profile").iterdir()) == []
