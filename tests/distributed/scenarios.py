@@ -86,6 +86,7 @@ class Run:
         return result
 
     def saver(self) -> Saver:
+        self.config.run.dir.mkdir(parents=True, exist_ok=True)
         record = RunRecord(self.config.run.dir, self.engine.world)
         display = Display(label="test", steps=1, is_shown=False)
         return Saver(self.engine, self.batches, self.config, record, display, retention_of(self.config, None))

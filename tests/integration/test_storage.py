@@ -310,3 +310,24 @@ def test_slow_storage_delays_saves_and_not_steps(tmp_path: Path, start: Start) -
     assert list(stalls) == list(range(1, 121))
     assert sum(stalls[step] for step in range(11, 21)) < 1, "no step waited for storage"
     assert stalls[21] > 0.9, "the next save waited for the last"
+
+
+def test_what_cannot_be_written_until_the_end_is_a_failure(tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    job = start(run, *SETTINGS, "--train.steps", "6", "--eval.at_start", "false")
+    job.train(1)
+    (run / "evals").touch()
+    job.allow(6)
+    assert job.end() == 1, job.output()
+    problem = f"{run}: storage did not take evals/6.json (File exists)"
+    assert job.output().strip().splitlines()[-1] == problem
+    assert "Traceback" not in job.output()
+    record = job.record()
+    assert record["status"] == "failed"
+    assert problem in record["error"]
+    assert [line["step"] for line in job.metrics()] == list(range(1, 7))
+    # Nothing but the scores is missing: started again it scores the model, and is done.
+    (run / "evals").unlink()
+    job = start(run, *SETTINGS, "--train.steps", "6", "--eval.at_start", "false")
+    assert job.end() == 0, job.output()
+    assert (run / "evals" / "6.json").exists()

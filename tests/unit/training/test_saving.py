@@ -88,6 +88,7 @@ class Bench:
         display = SimpleNamespace(say=self.said.append)
         engine: Any = self.engine
         config = minimal_config(folder, "--checkpoint.retry_after", "0.05s", *overrides)
+        config.run.dir.mkdir(parents=True, exist_ok=True)
         self.saver = saving.Saver(engine, self.batches, config, record, display, retention_of(config, None))  # type: ignore[arg-type]
 
     def save(self, step: int, value: float) -> None:
@@ -219,7 +220,7 @@ class TestASave:
 
     def test_too_little_memory_is_said_before_training(self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fitting, "available_memory", lambda: 100)
-        with pytest.raises(ConfigError, match="checkpoint.background = true: its copies of what is saved need"):
+        with pytest.raises(ConfigError, match=r"checkpoint\.background = true: its copies of what is saved need"):
             bench().saver.prepare()
         bench("--checkpoint.background", "false").saver.prepare()
 
