@@ -33,7 +33,7 @@ from training.command_line import (
 )
 from training.config import Config
 from training.duration import parse_duration
-from training.errors import CheckpointError, LossSpikes, ModelError, NonFiniteGradients
+from training.errors import CheckpointError, LossSpikes, ModelError, NonFiniteGradients, StorageError
 from training.lifeline import Lifeline
 from training.recipe import ConfigError
 from training.record import RunRecord, open_log
@@ -50,6 +50,7 @@ USER_ERRORS = (
     ModelError,
     NonFiniteGradients,
     LossSpikes,
+    StorageError,
 )
 """What a user can put right; everything else keeps its traceback."""
 
@@ -71,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\nrank {world.rank}: {command.problem}\n", file=sys.stderr, flush=True)
         return EXIT_WRONG_CONFIGURATION
     config = command.config
-    record = RunRecord(config.run.dir, world)
     display = Display(label=config.run.dir.name, steps=config.train.steps, is_shown=world.rank == 0)
+    record = RunRecord(config.run.dir, world, display.say)
     lifeline = Lifeline(world, record, display)
     stop_at = time_to_stop(started, os.environ, wall_time=config.train.wall_time, stop_before=config.train.stop_before)
     is_first = world.rank == 0
@@ -182,9 +183,9 @@ def run(
     boundary = Boundary(stop, saver, lifeline)
     if saver.resume(progress, origin):
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
-    monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say)
+    monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say, unwritten=record.unwritten)
     on_exit.callback(monitors.close)
-    evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors)
+    evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors, record.unwritten)
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
     record.update(**progress.as_dict(), data=saver.data_counts())
@@ -219,12 +220,18 @@ def run(
             display.say(f"exported to {write(engine, tokenizer, config)}")
     finally:
         record.update(**progress.as_dict())
+        # What it has to say comes before the cause of a failure.
+        monitors.close()
+    # Whichever rank was asked.
+    reason = next((found for found in gather(stop.reason, world) if found), None)
     if is_done:
         record.finish("done")
+    else:
+        record.finish("preempted", stopped_by=reason)
+    raise_on_all_ranks(record.settle(), StorageError, world)
+    if is_done:
         display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     else:
-        # Whichever rank was asked.
-        record.finish("preempted", stopped_by=next(reason for reason in gather(stop.reason, world) if reason))
         if record.is_writer:
             stop.clear_file()
         display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
@@ -251,8 +258,10 @@ def leave(code: int) -> NoReturn:
     is_mpis_end = "mpi4py.MPI" in sys.modules and code in (EXIT_DONE, EXIT_PREEMPTED)
     if "training.engine" in sys.modules and not is_mpis_end:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # They may be files on a full disk.
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -30,6 +30,7 @@ from training.appended import AppendedFile
 from training.config import Config, to_dict
 from training.errors import StorageError
 from training.files import read_json, sync_file, write_json
+from training.log_file import LogFile
 from training.recipe import ConfigError
 from training.unwritten import Unwritten
 from training.world import World
@@ -400,7 +401,7 @@ def open_log(run_dir: Path, rank: int) -> logging.Logger:
     except OSError as error:
         raise ConfigError([f'run.dir = "{run_dir}": can\'t be made: {error.strerror}']) from error
     path = folder / f"rank{rank}.log"
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

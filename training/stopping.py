@@ -6,6 +6,7 @@ on a request is remembered, and all ranks agree on it at the next boundary.
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
@@ -104,7 +105,7 @@ class StopRequest:
 
     def is_local(self) -> bool:
         """Whether this rank was asked: by a signal, by the PREEMPT file in the run directory, or as its time is up."""
-        if self.reason is None and self._watches_file and self._preempt_file.exists():
+        if self.reason is None and self._watches_file and os.path.exists(self._preempt_file):
             self.reason = PREEMPT_FILE
         if self.reason is None and self._stop_at is not None and time.time() >= self._stop_at:
             self.reason = WALL_TIME

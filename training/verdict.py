@@ -21,6 +21,9 @@ PATIENCE: dict[Kind, float] = {"user error": 1.0, "error": 1.0, "death": 1.0, "h
 ECHO_TYPES = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
 ECHO_TEXT = re.compile(r"gloo[/:]|\bNCCL\b|Connection (closed|reset) by peer|Broken pipe|Socket closed")
 
+DIED = "died without a word (killed? out of memory?)"
+UNREACHABLE = "can't be reached any more (its node or the network lost?)"
+
 LONGEST = 20_000
 """Characters of a message that are passed on."""
 

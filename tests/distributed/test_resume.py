@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,12 @@ def placements(world: int) -> tuple[str, ...]:
 
 
 def in_bf16() -> Iterator[Cell]:
-    for name, world in itertools.product(BF16, WORLDS):
-        yield Cell(
-            run=f"{name} bf16", settings=(*BF16[name], "--train.precision", "bf16"), saved=Way(world=2),
-            resumed=Way(world=world), tolerance=2e-3,
-        )  # fmt: skip
+    for name, other in zip(BF16, itertools.cycle((1, 4)), strict=False):
+        for world in (2, other):
+            yield Cell(
+                run=f"{name} bf16", settings=(*BF16[name], "--train.precision", "bf16"), saved=Way(world=2),
+                resumed=Way(world=world), tolerance=2e-3,
+            )  # fmt: skip
 
 
 def another_way() -> Iterator[Cell]:
@@ -123,8 +124,7 @@ def named(run: str) -> Cell:
 CELLS = (*matrix(), *another_way(), *in_bf16())
 NOISY = named("monteclora adamw from 2")
 OTHER_ROWS = tuple(
-    dataclasses.replace(NOISY, resumed=Way(world=world, rows=rows))
-    for world, rows in ((1, 1), (2, 1), (4, 1), (1, 4), (2, 4))
+    dataclasses.replace(NOISY, resumed=Way(world=world, rows=rows)) for world, rows in ((1, 1), (4, 1), (1, 4), (2, 4))
 )
 """A run with noise, resumed with other micro-batches."""
 
@@ -140,7 +140,7 @@ def test_the_matrix_has_all_it_should() -> None:
     assert {(cell.saved.nodes, cell.resumed.nodes) for cell in elsewhere} >= {(1, 2), (1, 4), (2, 1), (2, 2)}
 
 
-Curves = dict[str, list[list[Any]]]
+Curve = list[list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("resumed")
 
 
-def launch(function: str, world: int, cases: dict[str, Any], recipe: Path) -> Curves:
+def launch(function: str, world: int, cases: dict[str, Any], recipe: Path) -> dict[str, Curve]:
     before = set(Path("/dev/shm").glob("deepspeed_*"))
     ranks = run_ranks(
         f"tests.distributed.resume_scenarios:{function}", world, timeout=540, recipe=str(recipe), cases=cases,
@@ -156,37 +156,53 @@ def launch(function: str, world: int, cases: dict[str, Any], recipe: Path) -> Cu
     )  # fmt: skip
     assert all(rank == ranks[0] for rank in ranks), "ranks disagree"
     assert set(Path("/dev/shm").glob("deepspeed_*")) <= before, "shared memory outlives the ranks"
-    found: Curves = ranks[0]
+    found: dict[str, Curve] = ranks[0]
     return found
 
 
 @pytest.fixture(scope="module")
-def saved(folder: Path, tiny_recipe: Path) -> Curves:
+def saved(folder: Path, tiny_recipe: Path) -> dict[str, Curve]:
     """Curves of the runs that saved and were not interrupted, from the save on."""
-    curves: Curves = {}
+    curves: dict[str, Curve] = {}
     for world in WORLDS:
         cases = {cell.run: cell.case(cell.saved, folder) for cell in CELLS if cell.saved.world == world}
         curves |= launch("save", world, cases, tiny_recipe)
     return curves
 
 
+def resume_all(world: int, folder: Path, recipe: Path) -> dict[str, Curve]:
+    cells = [cell for cell in (*CELLS, *OTHER_ROWS) if cell.resumed.world == world]
+    return launch("resume", world, {cell.name: cell.case(cell.resumed, folder) for cell in cells}, recipe)
+
+
 @pytest.fixture(scope="module")
-def resumed(saved: Curves, folder: Path, tiny_recipe: Path) -> Curves:
-    """Curves of the runs that were resumed, all on ranks that have been started again."""
-    curves: Curves = {}
-    for world in WORLDS:
-        cells = [cell for cell in (*CELLS, *OTHER_ROWS) if cell.resumed.world == world]
-        curves |= launch("resume", world, {cell.name: cell.case(cell.resumed, folder) for cell in cells}, tiny_recipe)
-    return curves
+def on_1(saved: dict[str, Curve], folder: Path, tiny_recipe: Path) -> dict[str, Curve]:
+    return resume_all(1, folder, tiny_recipe)
 
 
-def column(curve: list[list[Any]], index: int) -> list[Any]:
+@pytest.fixture(scope="module")
+def on_2(saved: dict[str, Curve], folder: Path, tiny_recipe: Path) -> dict[str, Curve]:
+    return resume_all(2, folder, tiny_recipe)
+
+
+@pytest.fixture(scope="module")
+def on_4(saved: dict[str, Curve], folder: Path, tiny_recipe: Path) -> dict[str, Curve]:
+    return resume_all(4, folder, tiny_recipe)
+
+
+@pytest.fixture
+def resumed(request: pytest.FixtureRequest) -> Callable[[Cell], Curve]:
+    """The curve of a run that was resumed."""
+    return lambda cell: request.getfixturevalue(f"on_{cell.resumed.world}")[cell.name]
+
+
+def column(curve: Curve, index: int) -> list[Any]:
     return [line[index] for line in curve]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_a_run_goes_on(cell: Cell, saved: Curves, resumed: Curves) -> None:
-    straight, again = saved[cell.run], resumed[cell.name]
+def test_a_run_goes_on(cell: Cell, saved: dict[str, Curve], resumed: Callable[[Cell], Curve]) -> None:
+    straight, again = saved[cell.run], resumed(cell)
     assert len(straight) == STEPS
     assert straight[-1][0] < straight[0][0], "it learns"
     if cell.resumed == cell.saved:
@@ -196,12 +212,14 @@ def test_a_run_goes_on(cell: Cell, saved: Curves, resumed: Curves) -> None:
     assert column(again, 0) == pytest.approx(column(straight, 0), abs=cell.tolerance)
 
 
-def test_other_micro_batches_draw_other_noise_on_any_world(saved: Curves, resumed: Curves) -> None:
+def test_other_micro_batches_draw_other_noise_on_any_world(
+    saved: dict[str, Curve], resumed: Callable[[Cell], Curve]
+) -> None:
     """What train.micro_batch_rows changes, and what not."""
     straight = saved[NOISY.run]
-    alone = {cell.resumed.rows: resumed[cell.name] for cell in OTHER_ROWS if cell.resumed.world == 1}
+    alone = {cell.resumed.rows: resumed(cell) for cell in OTHER_ROWS if cell.resumed.world == 1}
     for cell in OTHER_ROWS:
-        again = resumed[cell.name]
+        again = resumed(cell)
         assert column(again, 3) == column(straight, 3), "the batches differ"
         assert column(again, 0) == pytest.approx(column(alone[cell.resumed.rows], 0), abs=1e-5)
         assert column(again, 2) == pytest.approx(column(alone[cell.resumed.rows], 2), rel=1e-6)

@@ -127,6 +127,7 @@ def test_a_stop_while_loading_takes_all_ranks_along(tiny_recipe: Path, tmp_path:
         assert job.codes(SECONDS) == [85, 85]
         assert job.said().count("stopped by") == 1
         assert "stopped by SIGUSR1 during start-up, nothing was lost; start it again" in job.last_line()
+        assert "Traceback" not in job.said()
     marker.unlink()
     blocked = BLOCKED.format(module="training.saving", name="Saver.resume", marker=str(marker))
     with Job(tmp_path / "run", tiny_recipe, patches={0: blocked, 1: blocked}) as job:
@@ -135,6 +136,7 @@ def test_a_stop_while_loading_takes_all_ranks_along(tiny_recipe: Path, tmp_path:
         job.signal(0, signal.SIGTERM)
         assert job.codes(SECONDS) == [85, 85]
         assert "stopped by SIGTERM during start-up" in job.last_line()
+        assert "Traceback" not in job.said()
         record = job.record()
         assert (record["status"], record["stopped_by"]) == ("preempted", "SIGTERM")
         assert record["finished"] is not None

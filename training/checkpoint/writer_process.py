@@ -40,6 +40,9 @@ def answer(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
     try:
         return {"value": perform(request, pieces(memory))}
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            # A write that finds no room doesn't know of what.
+            error.filename = request.get("path") or request.get("final")
         return {"error": describe(error)}
 
 

@@ -1,277 +1,219 @@
-"""The thread of rank 0 with ranks that are played here; whole processes are in tests/integration/test_dying.py."""
+"""A rank on its own: before it is connected, or when rank 0 has gone. Whole processes are in tests/integration/test_dying.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import queue
-import socket
-import time
+import json
+import logging
+import os
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from training import lifeline
-from training.lifeline import _Clock, _keep_alive, _listen, _Server, _Wire
-from training.verdict import Report, Verdict
+from training import distributed
+from training import lifeline as module
+from training.lifeline import Lifeline
+from training.record import RunRecord
+from training.verdict import Verdict
+from training.watch.display import Display
 from training.world import World
 
-TOKEN = "the token"
-
-
-class Rank:
-    """One rank's end of the wire."""
-
-    def __init__(self, number: int, connection: socket.socket) -> None:
-        self.wire = _Wire(connection)
-        self.moves = 0
-        self._heard: list[dict[str, Any]] = []
-        self.wire.send(hello=number, token=TOKEN, host=f"node{number}")
-
-    def at(self, what: str, *, is_watched: bool = True) -> None:
-        self.moves += 1
-        self.wire.send(at=what, is_watched=is_watched, moves=self.moves)
-
-    def hears(self, key: str) -> Any:
-        """The next message of this kind."""
-        deadline = time.monotonic() + 30
-        while True:
-            for number, message in enumerate(self._heard):
-                if key in message:
-                    del self._heard[: number + 1]
-                    return message[key]
-            assert time.monotonic() < deadline, f"no {key}"
-            self._heard += self.wire.receive()
-            time.sleep(0.01)
-
-
-class Ranks:
-    def __init__(self, size: int, hang_timeout: float | None) -> None:
-        world = World(rank=0, size=size, local_rank=0, local_size=size, master_addr="x", master_port=1, launcher="none")
-        self.spoken: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
-        mine, theirs = socket.socketpair()
-        listener = _listen()
-        self.port = listener.getsockname()[1]
-        self.server = _Server(
-            world, listener, _Wire(theirs), token=TOKEN, hang_timeout=hang_timeout, stacks="run/logs",
-            speak=self.spoken.put,
-        )  # fmt: skip
-        self.server.start()
-        self.all = [Rank(0, mine)]
-        self.all += [Rank(number, self.connect()) for number in range(1, size)]
-        for rank in self.all:
-            rank.hears("beat")
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port))
-
-    def ready(self, *numbers: int) -> Verdict:
-        """These ranks write what they have to; what is said then, and they leave."""
-        verdicts = []
-        for number in numbers:
-            verdicts.append(Verdict(**self.all[number].hears("verdict")))
-            self.all[number].wire.send(ready=True)
-        spoken = self.spoken.get(timeout=30)
-        for number in numbers:
-            self.all[number].hears("leave")
-        assert set(verdicts) == {spoken}
-        self.server.join(30)
-        assert not self.server.is_alive()
-        return spoken
+WORLD = World(rank=0, size=4, local_rank=0, local_size=4, master_addr="x", master_port=1, launcher="none")
+DEATH = Verdict(kind="death", rank=0, text="rank 0 died", error="rank 0 died", exit_code=1)
 
 
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ranks]]:
-    monkeypatch.setattr(lifeline, "_beat_seconds", lambda world: 0.05)
-    # The ranks that are played here beat when they do something only.
-    monkeypatch.setattr(lifeline, "SILENT_BEATS", 10_000)
-    made: list[Ranks] = []
+def lifeline(tmp_path: Path) -> Iterator[Callable[[int], Lifeline]]:
+    made: list[Lifeline] = []
 
-    def make(size: int, hang_timeout: float | None = None) -> Ranks:
-        made.append(Ranks(size, hang_timeout))
+    def make(rank: int) -> Lifeline:
+        world = dataclasses.replace(WORLD, rank=rank)
+        record = RunRecord(tmp_path, world)
+        made.append(Lifeline(world, record, Display(label="run", steps=5, is_shown=rank == 0)))
         return made[-1]
 
     yield make
     for each in made:
-        each.all[0].wire.send(goodbye=True)
-        for rank in each.all:
-            rank.wire.socket.close()
-        each.server.join(30)
-        assert not each.server.is_alive()
+        each.close()
 
 
-def report(kind: Any, rank: int, text: str = "boom") -> dict[str, Any]:
-    return dataclasses.asdict(Report(rank=rank, kind=kind, text=text, type_name="ValueError", exit_code=1))
+@pytest.fixture
+def connected(lifeline: Callable[[int], Lifeline], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Lifeline]:
+    """Rank 0, alone in the world, and connected to itself."""
+    monkeypatch.setattr(distributed, "from_rank_0", lambda compute, world: compute())
+    monkeypatch.setattr(distributed, "raise_on_all_ranks", lambda problem, kind, world: None)
+
+    def make() -> Lifeline:
+        found = lifeline(0)
+        found._world = dataclasses.replace(WORLD, size=1)
+        found.connect(hang_timeout=600.0)
+        return found
+
+    return make
 
 
-def test_a_connection_that_ends_is_a_death_and_all_others_know_it_first(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(3)
-    run.all[0].at("step 4: update")
-    run.all[2].at("step 4: update")
-    run.all[1].wire.socket.close()
-    assert run.all[2].hears("report")["rank"] == 1, "before anything is decided"
-    found = run.ready(0, 2)
-    assert found.text == (
-        'rank 1 on node1 died without a word (killed? out of memory?); the other ranks were in "step 4: update"; '
-        "stacks are in run/logs"
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lifeline")]
+
+
+def test_after_a_goodbye_the_end_of_rank_0_is_no_death(
+    connected: Callable[[], Lifeline], exits: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rank = connected()
+    assert len(threads()) == 2
+    rank.at("step 1: data")
+    rank.close()
+    # Not even when this process takes its time to end.
+    for thread in threads():
+        thread.join(30)
+    assert threads() == []
+    assert exits == []
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_the_only_rank(connected: Callable[[], Lifeline], capsys: pytest.CaptureFixture[str]) -> None:
+    rank = connected()
+    rank.at("step 1: data")
+    with pytest.raises(ValueError, match="boom") as caught:
+        raise ValueError("boom")
+    assert rank.fail(caught.value, is_user_error=False) == 1
+    said = capsys.readouterr().err
+    assert said.count("Traceback") == 1
+    assert said.splitlines()[-1] == "ValueError: boom"
+
+
+class Left(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes that this process would have ended with."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise Left
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return codes
+
+
+def test_a_user_error_before_the_ranks_are_connected_is_said_once(
+    lifeline: Callable[[int], Lifeline], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    codes = [lifeline(rank).fail(ValueError("lower optim.lr"), is_user_error=True) for rank in (1, 0)]
+    assert codes == [2, 2]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "\nlower optim.lr\n\n")
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_in_training_a_user_error_is_a_failure(
+    lifeline: Callable[[int], Lifeline], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rank = lifeline(0)
+    rank.at("step 1: data")
+    assert rank.fail(ValueError("lower optim.lr"), is_user_error=True) == 1
+    assert capsys.readouterr().err == "\nlower optim.lr\n\n"
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_another_error_has_its_traceback_on_every_rank_and_in_its_log(
+    lifeline: Callable[[int], Lifeline],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    with pytest.raises(KeyError) as caught:
+        {}["model.norm"]
+    with caplog.at_level(logging.ERROR, "palimpsest"):
+        assert lifeline(number).fail(caught.value, is_user_error=False) == 1
+    said = capsys.readouterr().err
+    assert said.count("Traceback") == 1
+    assert said.splitlines()[-1] == "KeyError: 'model.norm'"
+    assert 'failed in "start-up"' in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_a_stop_before_the_ranks_are_connected(
+    lifeline: Callable[[int], Lifeline], capsys: pytest.CaptureFixture[str], exits: list[int]
+) -> None:
+    for number in (1, 0):
+        with pytest.raises(Left):
+            lifeline(number).stop("SIGTERM")
+    assert exits == [85, 85]
+    assert capsys.readouterr().out == (
+        "run: stopped by SIGTERM during start-up, nothing was lost; start it again to continue\n"
     )
 
 
-def test_who_says_goodbye_has_not_died(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(3)
-    run.all[1].wire.send(goodbye=True)
-    run.all[1].wire.socket.close()
-    run.all[2].wire.socket.close()
-    assert run.ready(0).rank == 2
-
-
-def test_at_the_end_rank_0_says_goodbye_to_all(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(2)
-    run.all[0].wire.send(goodbye=True)
-    assert run.all[1].hears("goodbye") is True
-    # So that it does not hang up before it is heard.
-    assert run.server.is_alive()
-    run.all[1].wire.send(goodbye=True)
-    run.server.join(30)
-    assert not run.server.is_alive()
-    assert run.spoken.empty()
-
-
-def test_an_error_before_its_echoes(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(3)
-    run.all[0].wire.send(report=report("echo", 0))
-    run.all[2].wire.send(report=report("error", 2, "not 3 but 4"))
-    run.all[1].wire.send(report=report("echo", 1))
-    assert run.ready(0, 1, 2).text == "rank 2: ValueError: not 3 but 4"
-
-
-def test_an_error_and_the_end_of_that_process_are_one(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(2)
-    run.all[1].wire.send(report=report("error", 1))
-    run.all[1].wire.socket.close()
-    run.all[0].wire.send(report=report("echo", 0))
-    assert run.ready(0).text == "rank 1: ValueError: boom"
-
-
-def test_a_stop_of_one_rank_is_everybodys_but_not_beside_a_death(ranks: Callable[..., Ranks]) -> None:
-    stop = dataclasses.asdict(Report(rank=1, kind="stop", text="SIGUSR1", exit_code=85))
-    run = ranks(2)
-    run.all[1].wire.send(report=stop)
-    found = run.ready(0, 1)
-    assert (found.kind, found.exit_code, found.error) == ("stop", 85, "SIGUSR1")
-    run = ranks(3)
-    run.all[1].wire.send(report=stop)
-    # A launcher ends the others when one has died.
-    run.all[2].wire.socket.close()
-    assert run.ready(0, 1).kind == "death"
-
-
-def test_a_hang(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(2, hang_timeout=1.0)
-    run.all[1].at("step 7: data")
-    run.all[0].at("step 7: data")
-    time.sleep(0.2)
-    run.all[0].at("step 7: update")
-    for _ in range(40):
-        # Both threads live; nothing moves.
-        run.all[1].wire.send(at="step 7: data", is_watched=True, moves=1)
-        run.all[0].wire.send(at="step 7: update", is_watched=True, moves=2)
-        time.sleep(0.02)
-    found = run.ready(0, 1)
-    assert found.kind == "hang"
-    assert found.text == (
-        'nothing has moved for 1 s: rank 1 is in "step 7: data", rank 0 in "step 7: update"; stacks are in run/logs'
-    )
-
-
-@pytest.mark.parametrize("why", ["it has not begun", "one rank moves", "it is not watched", "it is switched off"])
-def test_no_hang(ranks: Callable[..., Ranks], why: str) -> None:
-    run = ranks(2, hang_timeout=None if why == "it is switched off" else 0.3)
-    if why != "it has not begun":
-        run.all[0].at("export", is_watched=why != "it is not watched")
-        run.all[1].at("export")
-    deadline = time.monotonic() + 1.5
-    while time.monotonic() < deadline:
-        if why == "one rank moves":
-            run.all[1].at("step 1: data")
-        time.sleep(0.05)
-    assert run.spoken.empty()
-    assert run.server.is_alive()
-
-
-def test_who_does_not_know_the_token_is_no_rank(ranks: Callable[..., Ranks]) -> None:
-    run = ranks(2)
-    for said in (b'{"hello": 1, "token": "guessed", "host": "x"}\n', b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b""):
-        with run.connect() as stranger:
-            stranger.sendall(said)
-            stranger.shutdown(socket.SHUT_WR)
-            stranger.settimeout(30)
-            assert stranger.recv(1) == b"", "hung up"
-    assert run.spoken.empty()
-    run.all[1].wire.socket.close()
-    assert run.ready(0).rank == 1
-
-
-def test_a_rank_that_never_gets_ready_does_not_keep_the_others(
-    ranks: Callable[..., Ranks], monkeypatch: pytest.MonkeyPatch
+def test_the_record_is_closed_by_who_speaks(
+    lifeline: Callable[[int], Lifeline], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lifeline, "READY_SECONDS", 0.3)
-    run = ranks(3)
-    run.all[1].wire.socket.close()
-    # Rank 2 is stopped.
-    assert run.ready(0).rank == 1
+    """Rank 0 with what it knows, another rank with what is on storage."""
+    (tmp_path / "run.json").write_text(json.dumps({"status": "running", "step": 7, "config": {}}))
+    other = lifeline(3)
+    other._speak(DEATH)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running", "of another start"
+    other._record.content.update(status="running")
+    other._speak(DEATH)
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["finished"]
+    del found["finished"]
+    assert found == {"status": "failed", "step": 7, "config": {}, "error": "rank 0 died"}
+    first = lifeline(0)
+    first._record.content.update(status="running", step=9)
+    first._speak(Verdict(kind="stop", rank=2, text="stopped by SIGUSR1", error="SIGUSR1", exit_code=85))
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert (found["status"], found["step"], found["stopped_by"]) == ("preempted", 9, "SIGUSR1")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("run: stopped by SIGUSR1\n", "rank 0 died\n" * 2)
 
 
-def test_where_only_echoes_come_the_silent_rank_is_the_cause(
-    ranks: Callable[..., Ranks], monkeypatch: pytest.MonkeyPatch
+def test_storage_that_has_gone_does_not_keep_the_cause(
+    lifeline: Callable[[int], Lifeline], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(lifeline.PATIENCE, "echo", 1.0)
-    monkeypatch.setattr(lifeline, "SILENT_BEATS", 5)
-    run = ranks(2)
-    run.all[0].wire.send(report=report("echo", 0))
-    for _ in range(30):
-        run.all[0].wire.send(at="step 1: update", is_watched=True, moves=1)
-        time.sleep(0.05)
-    found = run.ready(0)
-    assert (found.kind, found.rank) == ("death", 1)
-    assert "rank 1 on node1 has not been heard of for" in found.text
+    gone = threading.Event()
+    monkeypatch.setattr(module, "WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "write_json", lambda path, content: gone.wait(60))
+    other = lifeline(1)
+    other._record.content.update(status="running")
+    other._speak(DEATH)
+    assert capsys.readouterr().err == "rank 0 died\n"
+    gone.set()
 
 
-def test_messages_arrive_whole_however_they_are_cut() -> None:
-    ours, theirs = socket.socketpair()
-    wire = _Wire(theirs)
-    with ours, theirs:
-        assert wire.receive() == []
-        ours.sendall(b'{"a": 1}\n{"b"')
-        assert wire.receive() == [{"a": 1}]
-        ours.sendall(b": 2}\n")
-        assert wire.receive() == [{"b": 2}]
-        ours.close()
-        with pytest.raises(ConnectionResetError):
-            wire.receive()
-        # Nobody is there; it is `receive` that says so.
-        wire.send(beat=True)
+def test_one_of_those_that_are_left_speaks(lifeline: Callable[[int], Lifeline], tmp_path: Path) -> None:
+    left = [lifeline(rank) for rank in (1, 2, 3)]
+    for each in left:
+        each._token = "abc"
+    assert [each._is_first_to_speak() for each in left] == [True, False, False]
+    # A new start has a new one; what can't be settled is said by all.
+    left[1]._token = "def"
+    assert left[1]._is_first_to_speak()
+    (tmp_path / ".ended-def").unlink()
+    tmp_path.rename(tmp_path.with_name("gone"))
+    assert left[1]._is_first_to_speak()
+    assert left[2]._record.dir == tmp_path
 
 
-def test_a_job_that_was_suspended_has_not_hung(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    clock = _Clock(1.0)
-    for seconds, passed in ((0.5, 0.5), (1.0, 1.5), (3600.0, 3.5)):
-        now[0] += seconds
-        clock.tick()
-        assert clock.seconds == pytest.approx(passed)
+def test_whatever_keeps_the_process_does_not_do_so_for_long(
+    lifeline: Callable[[int], Lifeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    left = threading.Event()
 
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
 
-def test_a_lost_node_is_noticed_whether_something_is_on_its_way_or_not() -> None:
-    with _listen() as listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])) as connection:
-        _keep_alive(connection)
-        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        found = {name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in lifeline.KEEPALIVE}
-    assert found == {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
-
-
-def test_the_first_rank_gets_no_more_messages_with_a_thousand_ranks() -> None:
-    world = World(rank=0, size=2, local_rank=0, local_size=2, master_addr="x", master_port=1, launcher="none")
-    assert lifeline._beat_seconds(world) == 1.0
-    assert lifeline._beat_seconds(dataclasses.replace(world, size=1000)) == 5.0
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.05)
+    rank = lifeline(0)
+    rank._leave_in_time(85)
+    rank._leave_in_time(1)
+    assert left.wait(30)
+    assert codes == [85]
