@@ -17,7 +17,7 @@ from torch import Tensor
 from monteclora.penalty import Draw, variational_penalty
 from tests.distributed.scenarios import Plain
 from tests.ranks import run_ranks
-from training.checkpoint import shard_name
+from training.checkpoint.image import shard_name
 
 pytestmark = pytest.mark.dist
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_pipeline.stream.state import lanes_of
 from tests.distributed.scenarios import Plain
 from tests.ranks import run_ranks
-from training.checkpoint import shard_name
+from training.checkpoint.image import shard_name
 
 pytestmark = pytest.mark.dist
 
