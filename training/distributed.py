@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from training.recipe import ConfigError
+from training.rendezvous import store_of_this_start
 from training.world import World, interface_to
 
 
@@ -47,7 +48,9 @@ def init_distributed(world: World, *, patience: timedelta | None = None) -> torc
             # DeepSpeed goes by it.
             os.environ["LOCAL_RANK"] = str(index)
     timeout = patience or timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timeout)
+    store = store_of_this_start(world, timeout)
+    place: dict[str, Any] = {} if store is None else {"store": store, "rank": world.rank, "world_size": world.size}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timeout, **place)
     for text in gather(None if problem is None else problem.problems[0], world):
         if text is not None:
             raise ConfigError([text])

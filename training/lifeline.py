@@ -286,8 +286,8 @@ class Lifeline:
             writing.start()
             writing.join(WRITE_SECONDS)
         if self._display.is_live:
-            self._display.console.show_cursor()
-            self._display.console.print()
+            # The bar would be drawn again below what is said.
+            self._display.__exit__(None, None, None)
         if verdict.kind == "stop":
             self._display.say(verdict.text)
             sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -37,24 +38,28 @@ class Unwritten:
         self._told: set[str] = set()
         self._cause = ""
         self._next_attempt = 0.0
+        # The lifeline's thread writes how a run ended.
+        self._lock = threading.RLock()
 
     def write(self, change: Change) -> None:
         """Write a change now or, as long as storage refuses something, together with everything that waits."""
-        if not self._waiting:
-            self._attempt([change])
-            return
-        if change not in self._waiting:
-            self._waiting.append(change)
-        if time.monotonic() >= self._next_attempt:
-            self.retry()
+        with self._lock:
+            if not self._waiting:
+                self._attempt([change])
+                return
+            if change not in self._waiting:
+                self._waiting.append(change)
+            if time.monotonic() >= self._next_attempt:
+                self.retry()
 
     def retry(self) -> str | None:
         """Try everything that waits; return what is still missing and why, None when nothing is."""
-        if self._waiting:
-            self._attempt(self._waiting)
-        if not self._waiting:
-            return None
-        return f"{', '.join(str(change) for change in self._waiting)} ({self._cause})"
+        with self._lock:
+            if self._waiting:
+                self._attempt(self._waiting)
+            if not self._waiting:
+                return None
+            return f"{', '.join(str(change) for change in self._waiting)} ({self._cause})"
 
     def settle(self) -> str | None:
         """The same in several attempts, because it is the last chance."""
