@@ -58,13 +58,13 @@ from training.config import AdapterConfig, Config, ModelConfig, OptimConfig, Run
 from training.costs.flops import peak_flops, step_flops  # noqa: E402
 from training.costs.memory import Setup, Trained, estimate, layers_to_recompute, usable_bytes  # noqa: E402
 from training.costs.shape import from_hugging_face  # noqa: E402
-from training.distributed import init_distributed, leave_distributed  # noqa: E402
 from training.engine import Engine  # noqa: E402
 from training.model.assembly import Assembly  # noqa: E402
 from training.model.attention import ATTENTION  # noqa: E402
 from training.model.build import recompute  # noqa: E402
 from training.model.kernels import use_kernels  # noqa: E402
 from training.model.loss_head import LossHead, LossRequest  # noqa: E402
+from training.ranks.distributed import init_distributed, leave_distributed  # noqa: E402
 from training.watch.phases import Phases  # noqa: E402
 from training.world import World, detect_world  # noqa: E402
 

@@ -60,7 +60,7 @@ def measure_all(wanted: list[dict[str, Any]], folder: str) -> list[dict[str, flo
     """Train all cases on this rank, one after the other."""
     import torch
 
-    from training.distributed import init_distributed
+    from training.ranks.distributed import init_distributed
     from training.world import detect_world
 
     torch.set_num_threads(1)

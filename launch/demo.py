@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launch import local
 from training.recipe import ConfigError, load_config
-from training.record import directory_problems, read_json
+from training.record.run_record import directory_problems, read_json
 
 KINDS = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 DS_CONFIG = local.ROOT / "ds_configs" / "zero3_cpu.json"

@@ -33,7 +33,9 @@ cd "$ROOT" || exit 1
 
 # When one rank is lost the others end after --wait seconds. --kill-on-bad-exit would not wait: the first rank to exit
 # with 2 or 85 would have the others killed, and with them the message and the exit code.
-srun --kill-on-bad-exit=0 --wait=30 "$PYTHON" -u -m training.main --ds_config "$DS_CONFIG" --recipe "$RECIPE" "$@" &
+# The run knows the end of the job, too, and would stop by itself 5 minutes before it: the signal must come first.
+srun --kill-on-bad-exit=0 --wait=30 "$PYTHON" -u -m training.main --ds_config "$DS_CONFIG" --recipe "$RECIPE" \
+    --train.stop_before 2min "$@" &
 step=$! requeue=no
 # The wall time's signal comes to this script only; every rank must get it.
 trap 'requeue=yes; scancel --signal=USR1 "$SLURM_JOB_ID.0" 2>/dev/null' USR1

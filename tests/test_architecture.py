@@ -19,12 +19,12 @@ MAY_IMPORT = {
     "evals": set(),
 }
 # launch plans with the torch-free part of training and of the adapters.
-LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record", "training.world", "training.files",
+LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record.run_record", "training.world", "training.files",
                      "training.ds_json", "training.costs.shape", "training.costs.memory", "training.costs.communication", "training.costs.flops",
                      "training.costs.fitting", "training.length", "monteclora.config"}  # fmt: skip
 MAY_IMPORT_DEEPSPEED = {"training/placements/zero3.py", "training/model/loading.py", "training/model/build.py"}
 LIGHT = ("launch.plan.command", "launch.plan.table", "training.costs.memory", "training.costs.communication", "training.costs.flops",
-         "training.costs.fitting", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record",
+         "training.costs.fitting", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record.run_record",
          "training.command_line", "training.origin", "training.checkpoint.retention", "training.checkpoint.manifest", "training.checkpoint.writer_process", "training.checkpoint.__main__", "training.checkpoint.commands", "training.checkpoint.recorded",
          "monteclora.config", "monteclora.hidden_key.config", "data_pipeline.config", "evals.config", "evals.collect")  # fmt: skip
 

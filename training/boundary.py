@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training import distributed
-from training.lifeline import Lifeline
+from training.ranks import distributed
+from training.ranks.lifeline import Lifeline
 from training.saving import Saver
 from training.stopping import StopRequest
 

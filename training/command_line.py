@@ -17,7 +17,7 @@ from training.ds_json import read_ds_config
 from training.files import read_json
 from training.origin import Origin, Resume, find_origin, origin_problems
 from training.recipe import ConfigError, load_config
-from training.record import directory_problems
+from training.record.run_record import directory_problems
 from training.world import World, WorldError, detect_world
 
 NO_DS_CONFIG = "--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json"

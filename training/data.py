@@ -10,9 +10,9 @@ from data_pipeline.stream.epoch import epoch_rows
 from data_pipeline.stream.token_stream import TokenStream
 from data_pipeline.stream.workers import PrefetchedStream, open_stream
 from training.config import Config
-from training.distributed import from_rank_0, raise_on_all_ranks, rank_0_first
 from training.files import read_json
 from training.length import needs_epoch
+from training.ranks.distributed import from_rank_0, raise_on_all_ranks, rank_0_first
 from training.world import World
 
 

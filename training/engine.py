@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training import distributed
 from training.batches import MicroBatch, StepBatch
 from training.checkpoint.image import Copying
 from training.checkpoint.writer import Writer
@@ -26,6 +25,7 @@ from training.model.loss_head import HiddenRequest, LossHead, LossRequest
 from training.optim import parameter_groups, set_learning_rates
 from training.placements import place
 from training.randomness import micro_batch_seed
+from training.ranks import distributed
 from training.schedule import lr_factor
 from training.watch.phases import Phases
 from training.world import World

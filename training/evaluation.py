@@ -7,14 +7,14 @@ from functools import partial
 
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate
-from training import distributed
 from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine
 from training.progress import Progress
+from training.ranks import distributed
 from training.recipe import ConfigError
-from training.scores import Scores
-from training.unwritten import Unwritten
+from training.record.scores import Scores
+from training.record.unwritten import Unwritten
 from training.watch.display import Display
 from training.watch.monitors import Monitors
 

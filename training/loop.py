@@ -6,17 +6,17 @@ import time
 from dataclasses import dataclass
 
 from data_pipeline.errors import PipelineError
-from training import distributed
 from training.batches import HASH_SIZE, StepBatch, chain_hash
 from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine, StepResult
 from training.errors import LossSpikes, NonFiniteGradients
 from training.evaluation import Evaluation
-from training.lifeline import Lifeline
 from training.prefetch import StepBatches
 from training.progress import Progress
-from training.record import RunRecord
+from training.ranks import distributed
+from training.ranks.lifeline import Lifeline
+from training.record.run_record import RunRecord
 from training.saving import Saver
 from training.spikes import is_spike, remembered
 from training.watch.display import Display

@@ -2,7 +2,7 @@
 
 Also starts with `python -m training.main`, as one plain process, under torchrun, mpirun and srun.
 Exit codes: 0 done, 1 failed, 2 wrong configuration, 85 stopped with everything saved (start it again to continue); all ranks
-end with the same one (training/lifeline.py).
+end with the same one (training/ranks/lifeline.py).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from training.command_line import (
 from training.config import Config
 from training.duration import parse_duration
 from training.errors import CheckpointError, LossSpikes, ModelError, NonFiniteGradients, StorageError
-from training.lifeline import Lifeline
+from training.ranks.lifeline import Lifeline
 from training.recipe import ConfigError
-from training.record import RunRecord, open_log
+from training.record.run_record import RunRecord, open_log
 from training.stopping import StopRequest, time_to_stop
 from training.watch.display import Display
 from training.world import limit_threads
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     world = command.world
     limit_threads(world, os.environ)
     if isinstance(command, Refusal):
-        from training.agreement import tell_the_others
+        from training.ranks.agreement import tell_the_others
 
         # Other launchers have ended this rank by now if the first one had problems; srun lets all of them speak.
         is_speaker = world.launcher != "srun" or world.local_rank == 0
@@ -103,12 +103,10 @@ def run(
     quiet_libraries()
     from data_pipeline import load_tokenizer
     from training import placements
-    from training.agreement import refuse_disagreement, refuse_problems
     from training.boundary import Boundary
     from training.checkpoint.retention import retention_of
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
-    from training.distributed import from_rank_0, gather, init_distributed, raise_on_all_ranks
     from training.engine import Engine
     from training.evaluation import Evaluation, check_inputs
     from training.export import export, export_merged
@@ -119,6 +117,8 @@ def run(
     from training.origin import content_problems, damage, prepare, too_short
     from training.prefetch import StepBatches
     from training.progress import Progress
+    from training.ranks.agreement import refuse_disagreement, refuse_problems
+    from training.ranks.distributed import from_rank_0, gather, init_distributed, raise_on_all_ranks
     from training.saving import Saver
     from training.watch.meter import Meter
     from training.watch.monitors import Monitors

@@ -19,7 +19,7 @@ from training.errors import CheckpointError
 from training.files import read_json, sync_folder, write_json
 from training.length import resolve
 from training.recipe import ConfigError
-from training.record import FINGERPRINTS, MAY_CHANGE, differences, listing
+from training.record.run_record import FINGERPRINTS, MAY_CHANGE, differences, listing
 
 Resume = Literal["auto", "never"] | Path
 """--resume: the newest good checkpoint, none, or this one."""

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.stream.token_stream import merge_states
-from training import distributed
-from training.agreement import refuse_problems
 from training.checkpoint import storage
 from training.checkpoint.image import Copying, ShardImage, shard_name, sizes_of
 from training.checkpoint.manifest import Checkpoint, check_file, folders, open_checkpoint
@@ -34,16 +32,18 @@ from training.checkpoint.slices import read_state
 from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
 from training.config import Config, to_dict
 from training.costs.fitting import copy_problem
-from training.distributed import from_rank_0
 from training.duration import parse_duration
 from training.engine import Engine
 from training.errors import CheckpointError
-from training.lifeline import Lifeline
 from training.origin import Origin
 from training.prefetch import StepBatches
 from training.progress import Progress
+from training.ranks import distributed
+from training.ranks.agreement import refuse_problems
+from training.ranks.distributed import from_rank_0
+from training.ranks.lifeline import Lifeline
 from training.recipe import ConfigError
-from training.record import FINGERPRINTS, RunRecord, versions
+from training.record.run_record import FINGERPRINTS, RunRecord, versions
 from training.watch.display import Display
 
 log = logging.getLogger("palimpsest")

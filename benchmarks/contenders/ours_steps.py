@@ -20,9 +20,9 @@ from data_pipeline.stream.token_stream import Row
 from training import placements
 from training.batches import take_step
 from training.config import AdapterConfig, Config, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from training.distributed import init_distributed, sum_over_ranks
 from training.engine import Engine
 from training.model.assembly import assemble
+from training.ranks.distributed import init_distributed, sum_over_ranks
 from training.world import World, detect_world
 
 

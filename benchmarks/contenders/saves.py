@@ -37,9 +37,9 @@ from training.config import (
     RunConfig,
     TrainConfig,
 )
-from training.distributed import init_distributed, sum_over_ranks
 from training.engine import Engine
 from training.model.assembly import assemble
+from training.ranks.distributed import init_distributed, sum_over_ranks
 from training.world import World, detect_world
 
 WARM_UP = 2

@@ -24,11 +24,11 @@ from training.checkpoint.manifest import open_checkpoint
 from training.checkpoint.retention import retention_of
 from training.checkpoint.slices import read_state
 from training.config import Config
-from training.distributed import any_rank, sum_over_ranks
 from training.engine import Engine
 from training.origin import Origin
 from training.progress import Progress
-from training.record import RunRecord
+from training.ranks.distributed import any_rank, sum_over_ranks
+from training.record.run_record import RunRecord
 from training.saving import Saver
 from training.watch.display import Display
 

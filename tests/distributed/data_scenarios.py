@@ -83,7 +83,7 @@ def open_together(seconds: float, patience: float) -> dict[str, Any]:
     import torch.distributed as dist
 
     from data_pipeline.errors import PipelineError
-    from training.distributed import raise_on_all_ranks, rank_0_first
+    from training.ranks.distributed import raise_on_all_ranks, rank_0_first
     from training.world import detect_world
 
     world = detect_world(os.environ)

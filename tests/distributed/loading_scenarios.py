@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from training.config import ModelConfig
-from training.distributed import device_of, init_distributed
 from training.errors import ModelError
 from training.model.build import base_fingerprint, build_model, gathered
 from training.placements.zero3 import init_deepspeed
+from training.ranks.distributed import device_of, init_distributed
 from training.world import World, detect_world
 
 READERS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from tests.distributed.scenarios import Run, start, state_of
-from training import distributed
 from training.progress import Progress
+from training.ranks import distributed
 
 
 def skipped(recipe: str, cases: dict[str, list[str]]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from training.checkpoint.image import shard_name, streamed
 from training.checkpoint.retention import retention_of
 from training.checkpoint.storage import write_file
 from training.config import Config
-from training.distributed import device_of, init_distributed
 from training.ds_json import read_ds_config
 from training.engine import Engine
 from training.loop import take_batch
@@ -32,8 +31,9 @@ from training.origin import Origin
 from training.prefetch import StepBatches
 from training.progress import Progress
 from training.randomness import micro_batch_seed
+from training.ranks.distributed import device_of, init_distributed
 from training.recipe import load_config
-from training.record import RunRecord
+from training.record.run_record import RunRecord
 from training.saving import Saver
 from training.schedule import lr_factor
 from training.watch.display import Display

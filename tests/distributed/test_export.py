@@ -37,13 +37,13 @@ def export_and_start_again(recipe: str, folder: str) -> dict[str, Any]:
     from monteclora.peft_format import load_weights
     from tests.distributed.scenarios import CPU_JSON, Run, start
     from training import placements
-    from training.distributed import device_of
     from training.ds_json import read_ds_config
     from training.engine import Engine
     from training.export import export, export_merged
     from training.model.assembly import Assembly
     from training.model.build import build_model, gathered
     from training.model.initial_adapter import load_adapter
+    from training.ranks.distributed import device_of
 
     world = start()
     run = Run(recipe, [*SETTINGS, "--run.dir", folder], world, 0)

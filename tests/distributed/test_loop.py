@@ -105,7 +105,7 @@ def test_what_one_rank_cannot_do_ends_all(scenario: str, message: str, tiny_reci
 
 
 def test_a_rank_that_reaches_nobody_says_its_problem_itself(tiny_recipe: Path, tmp_path: Path) -> None:
-    from training import agreement
+    from training.ranks import agreement
 
     environment = base_environment() | {
         "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1",

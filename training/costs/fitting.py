@@ -52,7 +52,7 @@ def check_fits(config: Config, ds_config: dict[str, Any], world: World, device: 
     Raises:
         ConfigError: on all ranks; it says by how much, and what would fit.
     """
-    from training.distributed import from_rank_0
+    from training.ranks.distributed import from_rank_0
 
     shape = from_rank_0(lambda: _shape(config), world)
     problems = fit_problems(
@@ -74,7 +74,7 @@ def recomputed_layers(config: Config, ds_config: dict[str, Any], world: World, d
     written = config.model.activation_checkpointing
     if written not in ("full", "auto"):
         return 0 if written == "off" else int(written)
-    from training.distributed import from_rank_0
+    from training.ranks.distributed import from_rank_0
 
     shape = from_rank_0(lambda: _shape(config), world)
     if shape is None:
@@ -112,7 +112,7 @@ def _least_memory(world: World, device: torch.device) -> int:
     """Bytes of the smallest device of the run; on a CPU the rank's part of the memory that is free."""
     import torch
 
-    from training.distributed import gather
+    from training.ranks.distributed import gather
 
     if device.type == "cuda":
         own = torch.cuda.get_device_properties(device).total_memory

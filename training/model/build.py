@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.config import ArchitectureConfig, ModelConfig, looks_like_path
-from training.distributed import gather, raise_on_all_ranks
 from training.errors import ModelError
 from training.files import sha256
 from training.model.attention import ATTENTION
 from training.model.loading import base_folder, load_base, partitioned, replicated
+from training.ranks.distributed import gather, raise_on_all_ranks
 from training.world import World
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -8,8 +8,8 @@ from monteclora import Adapter
 from monteclora.errors import AdapterError
 from monteclora.peft_format import load_weights
 from monteclora.stored_adapter import read_adapter
-from training.distributed import from_rank_0, raise_on_all_ranks
 from training.model.build import folder_fingerprint, gathered
+from training.ranks.distributed import from_rank_0, raise_on_all_ranks
 from training.world import World
 
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.appended import AppendedFile
 from training.config import Config, to_dict
-from training.unwritten import Unwritten
+from training.record.appended import AppendedFile
+from training.record.unwritten import Unwritten
 
 _GROUPS = {
     "train": ("loss", "lr", "grad_norm", "penalty", "compensation", "skipped_steps", "tokens_seen"),

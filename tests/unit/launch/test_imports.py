@@ -15,7 +15,7 @@ HEAVY = ("torch", "deepspeed", "transformers", "numpy", "mpi4py", "tyro", "sente
     "module",
     [
         "launch", "launch.plan.command", "launch.plan.table", "launch.plan.units", "launch.demo", "launch.local", "launch.__main__",
-        "training", "training.config", "training.recipe", "training.ds_json", "training.record", "training.world",
+        "training", "training.config", "training.recipe", "training.ds_json", "training.record.run_record", "training.world",
         "training.files", "training.schedule", "training.randomness", "training.stopping", "training.command_line",
         "training.main", "training.costs.memory", "training.costs.communication", "training.costs.flops", "training.costs.fitting",
     ],

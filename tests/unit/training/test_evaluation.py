@@ -16,7 +16,7 @@ from training.config import Config
 from training.evaluation import Evaluation, check_inputs
 from training.progress import Progress
 from training.recipe import ConfigError
-from training.unwritten import Unwritten
+from training.record.unwritten import Unwritten
 
 
 def tokenizer(vocab_size: int, bos_id: int | None) -> Any:

@@ -7,11 +7,11 @@ import pytest
 
 from data_pipeline.errors import PipelineError
 from tests.unit.training.test_batches import row
-from training import distributed
 from training.batches import HASH_SIZE, StepBatch, row_hash, take_step
 from training.errors import NonFiniteGradients
 from training.loop import Shared, refuse_nothing_learned, take_batch
 from training.progress import Progress
+from training.ranks import distributed
 
 
 class OneStep:

@@ -71,7 +71,7 @@ def test_a_step_waits_for_nothing(
     config = load_config(tiny_recipe, ["--train.placement", "replicated", *overrides])
     device = torch.device("cpu")
     monkeypatch.setattr("training.costs.fitting.from_rank_0", lambda compute, world: compute(), raising=False)
-    for module in ("training.distributed", "training.model.build"):
+    for module in ("training.ranks.distributed", "training.model.build"):
         monkeypatch.setattr(f"{module}.gather", lambda value, world: [value], raising=False)
         monkeypatch.setattr(f"{module}.from_rank_0", lambda compute, world: compute(), raising=False)
         monkeypatch.setattr(f"{module}.raise_on_all_ranks", lambda problem, kind, world: None, raising=False)

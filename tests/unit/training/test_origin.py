@@ -29,7 +29,7 @@ from training.origin import (
     too_short,
 )
 from training.recipe import ConfigError, load_config
-from training.record import FINGERPRINTS
+from training.record.run_record import FINGERPRINTS
 
 FOUND = {"base": "b", "init": None, "tokenizer": "t", "data": {"seed": 17}}
 NUMBER = itertools.count()

@@ -16,7 +16,7 @@ from training.config import Config, OptimConfig, to_dict
 from training.length import resolve
 from training.origin import BRANCH_KEEPS, BRANCH_MAY_CHANGE
 from training.recipe import ConfigError, all_paths, find_leaf, load_config
-from training.record import differences
+from training.record.run_record import differences
 from training.schedule import lr_factor
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.training.minimal import minimal_config
-from training import distributed, saving
+from training import saving
 from training.checkpoint.image import Copying
 from training.checkpoint.manifest import newest_good, verify
 from training.checkpoint.retention import retention_of
@@ -24,6 +24,7 @@ from training.costs import fitting
 from training.errors import CheckpointError
 from training.origin import Origin
 from training.progress import Progress
+from training.ranks import distributed
 from training.recipe import ConfigError
 
 SHAPES = {"w": (2, 3), "b": (4,)}

@@ -9,7 +9,6 @@ import torch
 
 from tests.unit.training.costs.test_shape import LLAMA_2_7B, SHAPES
 from tests.unit.training.minimal import minimal_config
-from training import distributed
 from training.config import Config
 from training.costs import fitting
 from training.costs.fitting import (
@@ -21,6 +20,7 @@ from training.costs.fitting import (
     setup_of,
 )
 from training.costs.memory import GiB, estimate, layers_to_recompute, usable_bytes
+from training.ranks import distributed
 from training.recipe import ConfigError
 from training.world import World
 

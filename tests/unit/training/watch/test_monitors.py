@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training.config import Config, to_dict
 from training.recipe import load_config
-from training.unwritten import Unwritten
+from training.record.unwritten import Unwritten
 from training.watch import monitors as monitors_module
 from training.watch.monitors import Monitors
 

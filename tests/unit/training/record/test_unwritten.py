@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from training import unwritten as module
-from training.unwritten import Unwritten
+from training.record import unwritten as module
+from training.record.unwritten import Unwritten
 
 
 class Clock:

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from training.config import Config, to_dict
-from training.distributed import gather, init_distributed
+from training.ranks.distributed import gather, init_distributed
 from training.recipe import ConfigError
-from training.record import flatten, versions
+from training.record.run_record import flatten, versions
 from training.world import World
 
 SHOWN = 8

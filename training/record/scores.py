@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import write_result
-from training.record import remove_temporaries
+from training.record.run_record import remove_temporaries
 
 
 class Scores:

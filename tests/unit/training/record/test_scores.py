@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.scores import Scores
+from training.record.scores import Scores
 
 TASKS = {"old": {"score": 0.5}}
 

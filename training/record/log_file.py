@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from training.appended import AppendedFile
-from training.unwritten import PAUSE_SECONDS
+from training.record.appended import AppendedFile
+from training.record.unwritten import PAUSE_SECONDS
 
 
 class LogFile(logging.Handler):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from training import lifeline_server, verdict
-from training.lifeline_server import Server
-from training.verdict import Report, Verdict
-from training.wire import Wire, listen
+from training.ranks import lifeline_server, verdict
+from training.ranks.lifeline_server import Server
+from training.ranks.verdict import Report, Verdict
+from training.ranks.wire import Wire, listen
 from training.world import World
 
 TOKEN = "the token"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import appended
-from training.appended import AppendedFile
+from training.record import appended
+from training.record.appended import AppendedFile
 
 FAILURES = st.sampled_from(["none", "open", "write", "close", "truncate"])
 

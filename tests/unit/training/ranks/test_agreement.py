@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.unit.training.minimal import minimal_config
-from training import agreement
-from training.agreement import refuse_disagreement
 from training.config import Config, to_dict
+from training.ranks import agreement
+from training.ranks.agreement import refuse_disagreement
 from training.recipe import ConfigError
-from training.record import flatten, versions
+from training.record.run_record import flatten, versions
 from training.world import World
 
 WORLD = World(rank=0, size=2, local_rank=0, local_size=2, master_addr="x", master_port=1, launcher="none")

@@ -3,7 +3,7 @@
 Every rank holds a TCP connection to rank 0, made right after the rendezvous and served by a thread, so that it works
 while the main thread waits in a collective. What a rank reports, an error or that it was asked to stop before training began,
 and what the connection tells, that it is dead or that nothing moves any more, comes together at rank 0. That decides what
-the cause is (training/verdict.py) and tells all ranks; each writes the stacks of its threads to its log, rank 0 says the cause,
+the cause is (training/ranks/verdict.py) and tells all ranks; each writes the stacks of its threads to its log, rank 0 says the cause,
 and all leave with the same exit code. Nothing that could wait for a lost rank is closed.
 
 "The last line" is that of the job itself: launchers add their own below it.
@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 
 from training.command_line import EXIT_FAILED, EXIT_PREEMPTED, EXIT_WRONG_CONFIGURATION
 from training.files import read_json, write_json
-from training.lifeline_server import READY_SECONDS, START_UP, Server, beat_seconds
-from training.record import RunRecord
-from training.verdict import DIED, PATIENCE, UNREACHABLE, Report, Verdict, decide, in_words, place, report_of
+from training.ranks.lifeline_server import READY_SECONDS, START_UP, Server, beat_seconds
+from training.ranks.verdict import DIED, PATIENCE, UNREACHABLE, Report, Verdict, decide, in_words, place, report_of
+from training.ranks.wire import LOST, Clock, Wire, keep_alive, listen
+from training.record.run_record import RunRecord
 from training.watch.display import Display
-from training.wire import LOST, Clock, Wire, keep_alive, listen
 from training.world import World
 
 log = logging.getLogger("palimpsest")
@@ -76,7 +76,7 @@ class Lifeline:
             ConnectionError: on all ranks, when one can't reach rank 0.
         """
         # Torch is not loaded before the configuration is known to be right.
-        from training.distributed import from_rank_0, raise_on_all_ranks
+        from training.ranks.distributed import from_rank_0, raise_on_all_ranks
 
         world = self._world
         listener = listen() if world.rank == 0 and world.size > 1 else None

@@ -26,13 +26,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from training.appended import AppendedFile
 from training.config import Config, to_dict
 from training.errors import StorageError
 from training.files import read_json, sync_file, write_json
-from training.log_file import LogFile
 from training.recipe import ConfigError
-from training.unwritten import Unwritten
+from training.record.appended import AppendedFile
+from training.record.log_file import LogFile
+from training.record.unwritten import Unwritten
 from training.world import World
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class RunRecord:
             "config": to_dict(config),
             "command": redact(sys.argv),
             "versions": versions(),
-            "git": git_state(Path(__file__).resolve().parents[1]),
+            "git": git_state(Path(__file__).resolve().parents[2]),
             "world": {"size": self.world.size, "launcher": self.world.launcher, "local_size": self.world.local_size},
             "step": 0,
             "steps": config.train.steps if steps is None else steps,

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from training.rendezvous import agree_on_name, store_of_this_start
+from training.ranks.rendezvous import agree_on_name, store_of_this_start
 from training.world import World
 
 SOON = timedelta(seconds=30)

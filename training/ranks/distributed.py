@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.ranks.rendezvous import store_of_this_start
 from training.recipe import ConfigError
-from training.rendezvous import store_of_this_start
 from training.world import World, interface_to
 
 

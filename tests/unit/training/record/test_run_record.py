@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.unit.training.minimal import minimal_config
-from training import record as record_module
 from training.config import Config, to_dict
 from training.errors import StorageError
 from training.files import write_json
 from training.recipe import ConfigError
-from training.record import (
+from training.record import run_record as record_module
+from training.record.run_record import (
     FINGERPRINTS,
     RunRecord,
     differences,
@@ -31,7 +31,7 @@ from training.record import (
 )
 from training.world import World
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def world(rank: int = 0, size: int = 1) -> World:
@@ -159,7 +159,7 @@ class TestDirectory:
 
     def test_a_folder_that_cannot_be_written(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         # Tests may run as root, who can write everywhere.
-        monkeypatch.setattr("training.record.os.access", lambda path, mode: False)
+        monkeypatch.setattr("training.record.run_record.os.access", lambda path, mode: False)
         folder = config.run.dir.parent
         assert directory_problems(config) == [f'run.dir = "{config.run.dir}": {folder} can\'t be written']
 
@@ -281,7 +281,7 @@ class TestLock:
             raise OSError(errno.ENOLCK, "No locks available")
 
         config.run.dir.mkdir()
-        monkeypatch.setattr("training.record.fcntl.flock", refuse)
+        monkeypatch.setattr("training.record.run_record.fcntl.flock", refuse)
         record = RunRecord(config.run.dir, world(0, 1))
         assert record.lock()
         record.unlock()
@@ -436,7 +436,7 @@ class TestFacts:
 LOG = """
 import logging, sys, warnings
 from pathlib import Path
-from training.record import open_log
+from training.record.run_record import open_log
 log = open_log(Path(sys.argv[1]), 3)
 log.info("said")
 logging.getLogger("some.library").warning("warned")
@@ -482,7 +482,7 @@ class TestStorageInTrouble:
 
     @pytest.fixture
     def record(self, config: Config, told: list[str], monkeypatch: pytest.MonkeyPatch) -> RunRecord:
-        monkeypatch.setattr("training.unwritten.LAST_PAUSES", (0.0,))
+        monkeypatch.setattr("training.record.unwritten.LAST_PAUSES", (0.0,))
         found = RunRecord(config.run.dir, world(), told.append)
         found.open(config, {})
         return found
@@ -546,7 +546,7 @@ class TestStorageInTrouble:
             raise OSError(errno.EIO, "Input/output error")
 
         with monkeypatch.context() as patch:
-            patch.setattr("training.appended.os", SimpleNamespace(**{**vars(os), "close": refuse}))
+            patch.setattr("training.record.appended.os", SimpleNamespace(**{**vars(os), "close": refuse}))
             record.log_metrics({"step": 2})
             record.log_metrics({"step": 3})
         record.cut_metrics(2)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.verdict import (
+from training.ranks.verdict import (
     Kind,
     Report,
     Verdict,

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from training.verdict import DIED, UNREACHABLE, Report, Verdict, decide, hang_report, is_settled, place
-from training.wire import LOST, Clock, Wire, keep_alive
+from training.ranks.verdict import DIED, UNREACHABLE, Report, Verdict, decide, hang_report, is_settled, place
+from training.ranks.wire import LOST, Clock, Wire, keep_alive
 from training.world import World
 
 START_UP = "start-up"

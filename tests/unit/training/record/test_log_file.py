@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training import log_file
-from training.log_file import LogFile
+from training.record import log_file
+from training.record.log_file import LogFile
 
 
 @pytest.fixture

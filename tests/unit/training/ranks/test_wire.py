@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from training.wire import KEEPALIVE, LONGEST_LINE, Clock, Wire, keep_alive, listen
+from training.ranks.wire import KEEPALIVE, LONGEST_LINE, Clock, Wire, keep_alive, listen
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:

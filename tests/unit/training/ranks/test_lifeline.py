@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from training import distributed
-from training import lifeline as module
-from training.lifeline import Lifeline
-from training.record import RunRecord
-from training.verdict import Verdict
+from training.ranks import distributed
+from training.ranks import lifeline as module
+from training.ranks.lifeline import Lifeline
+from training.ranks.verdict import Verdict
+from training.record.run_record import RunRecord
 from training.watch.display import Display
 from training.world import World
 
