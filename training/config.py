@@ -468,7 +468,7 @@ class CheckpointConfig:
     """Read every file again once it is written; a checkpoint of which one reads differently does not count."""
 
     write_timeout: str = "30min"
-    """Time after which a save that storage has not finished has failed."""
+    """Time after which a save in the background that storage has not finished has failed."""
 
     retry_after: str = "1min"
     """Time after which a save that failed is tried again."""

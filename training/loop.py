@@ -65,6 +65,7 @@ def train(
         if progress.step == config.train.steps:
             refuse_nothing_learned(progress)
             saver.settle(progress)
+            saver.drop_superfluous()
             return True
         watchers.lifeline.at(f"step {progress.step + 1}: data")
         meter.begin_step()

@@ -13,6 +13,7 @@ storage; only the next save waits for the last.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import secrets
@@ -108,6 +109,8 @@ class Saver:
         self._writer: Writer | None = None
         self._start_name = from_rank_0(lambda: secrets.token_hex(4), self._world)
         self._attempts = 0
+        self._whole: set[str] = set()
+        """Names of checkpoints whose manifests were looked at."""
 
     @property
     def root(self) -> Path:
@@ -130,8 +133,7 @@ class Saver:
         began = time.perf_counter()
         self.finish()
         self._attempts += 1
-        if self._lifeline is not None:
-            self._lifeline.at(f"saving step {progress.step}", is_watched=self._config.checkpoint.background)
+        self._alive(progress.step)
         writer, engine = self._ready_writer(), self._engine
         self._pending = Pending(
             step=progress.step,
@@ -144,9 +146,17 @@ class Saver:
             copying=engine.copy_state(writer),
         )
         self._is_rewound = False
-        # A writer that writes at once must do so before the next step changes what it writes.
-        self._is_busy()
+        if self._config.checkpoint.background:
+            self._is_busy()
+        else:
+            # It is written from where the next step would change it.
+            self.finish()
         self._stall_seconds += time.perf_counter() - began
+
+    def _alive(self, step: int) -> None:
+        if self._lifeline is not None:
+            # Without a process that writes, this one does nothing else meanwhile.
+            self._lifeline.at(f"saving step {step}", is_watched=self._config.checkpoint.background)
 
     def _has(self, step: int) -> bool:
         """Whether the state of this step is saved, or being saved."""
@@ -255,17 +265,37 @@ class Saver:
         self._ready_writer().ask(
             do="commit", folder=str(pending.folder), final=str(self.root / str(pending.step)),
             content={**pending.content, "stream": merge_states(streams[::sharing]), "files": files},
-            delete=[] if pending.keep_all else self._unwanted(pending.step),
+            superfluous=[] if pending.keep_all else self._unwanted(pending.step),
         )  # fmt: skip
 
-    def _unwanted(self, step: int) -> list[int]:
-        """Older checkpoints that are not needed once there is one of this step (rank 0)."""
+    def _unwanted(self, newest: int) -> list[int]:
+        """Checkpoints that are not needed once there is one of step `newest`; of rank 0."""
+        retention = self._retention
         try:
-            existing = [int(folder.name) for folder in folders(self.root)]
-            found = scores(self._config.run.dir, self._retention.best, existing)
+            existing = [int(folder.name) for folder in folders(self.root) if self._counts(folder)]
+            found = scores(self._config.run.dir, retention.best, existing)
         except OSError:
             return []
-        return [each for each in self._retention.superfluous(existing, newest=step, scores=found) if each != step]
+        # One whose scores wait for storage may be the best.
+        awaited = [step for step in existing if retention.is_scored(step) and step not in found]
+        superfluous = retention.superfluous(existing, newest=newest, scores=found)
+        return [step for step in superfluous if step not in (newest, *awaited)]
+
+    def _counts(self, folder: Path) -> bool:
+        """Whether it takes the place of another checkpoint; a damaged one must not."""
+        if folder.name not in self._whole:
+            try:
+                open_checkpoint(folder)
+            except CheckpointError:
+                return False
+            self._whole.add(folder.name)
+        return True
+
+    def drop_superfluous(self) -> None:
+        """Delete what the scores of the last step have made superfluous; not a collective."""
+        if self._world.rank == 0 and self.saved_step is not None:
+            with contextlib.suppress(OSError):
+                storage.delete(self.root, self._unwanted(self.saved_step))
 
     def _end(self, pending: Pending) -> None:
         if self._failed_in_a_row:
@@ -313,8 +343,7 @@ class Saver:
         while self._pending is not None:
             signals = distributed.sum_over_ranks(self.signals())
             if signals[0]:
-                if self._lifeline is not None:
-                    self._lifeline.at(f"saving step {self._pending.step}")
+                self._alive(self._pending.step)
                 time.sleep(0.02)
             self.go_on(signals)
 
@@ -325,11 +354,12 @@ class Saver:
             CheckpointError: it can't be saved.
         """
         for attempt in range(LAST_TRIES):
+            if attempt:
+                time.sleep(min(2.0 ** (attempt - 1), parse_duration(self._config.checkpoint.retry_after)))
             self.save(progress, keep_all=keep_all)
             self.finish()
             if self._has(progress.step):
                 return
-            time.sleep(min(2.0**attempt, parse_duration(self._config.checkpoint.retry_after)))
         raise CheckpointError(
             f"the state of step {progress.step} could not be saved in {LAST_TRIES} tries, see above; {self._last_good()}, "
             "where a start of this run goes on"

@@ -43,8 +43,12 @@ class Retention:
             step % self.every_steps == 0
             or any(step == point for point, _ in self.points)
             or (self.stretch is not None and self._stretches(step) > self._stretches(step - 1))
-            or bool(self.scored_every and step % self.scored_every == 0)
+            or self.is_scored(step)
         )
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the best checkpoint is to stay, and that of `step` has scores sooner or later."""
+        return bool(self.scored_every) and step % self.scored_every == 0
 
     def kept(
         self, existing: Iterable[int], *, newest: int, scores: Mapping[int, float] = NO_SCORES

@@ -75,20 +75,20 @@ def _digest_on_disk(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def commit(folder: Path, final: Path, content: dict[str, Any], delete: Sequence[int]) -> list[int]:
+def commit(folder: Path, final: Path, content: dict[str, Any], superfluous: Sequence[int]) -> list[int]:
     """Make a checkpoint of what all ranks have written to `folder`: the manifest, then the name; then delete others.
 
     Args:
         folder: an unfinished folder with all files of content["files"].
         final: its name, which an earlier checkpoint of the same step may have.
         content: of the manifest.
-        delete: steps of checkpoints beside it that are not needed any more.
+        superfluous: steps of checkpoints beside it that are not needed any more.
 
     Returns:
         the steps that could not be deleted.
 
     Raises:
-        OSError: it is no checkpoint; nothing was deleted or replaced.
+        OSError: storage refused something; nothing was deleted, and an earlier checkpoint of the step is there unless the new one is.
     """
     root = final.parent
     for entry in content["files"]:
@@ -115,7 +115,7 @@ def commit(folder: Path, final: Path, content: dict[str, Any], delete: Sequence[
         raise
     sync_folder(root)
     sync_folder(root.parent)
-    return _delete(root, delete)
+    return delete(root, superfluous)
 
 
 def _await_file(path: Path, size: int) -> None:
@@ -133,7 +133,7 @@ def _await_file(path: Path, size: int) -> None:
         time.sleep(0.1)
 
 
-def _delete(root: Path, steps: Sequence[int]) -> list[int]:
+def delete(root: Path, steps: Sequence[int]) -> list[int]:
     """Delete checkpoints, which are none from the first call on, and what earlier attempts have left; the steps that stay."""
     stay = []
     for step in steps:

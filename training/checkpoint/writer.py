@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.checkpoint.image import Copying, ShardImage, Views, streamed
-from training.checkpoint.writer_process import describe, perform
+from training.checkpoint.writer_process import answer
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,12 +149,9 @@ class DirectWriter:
     def ask(self, **request: Any) -> None:
         """Do it; see `Writer`."""
         views, self._views = self._views, ()
-        try:
-            self._answer = {"value": perform(request, streamed(self._sizes, views))}
-        except OSError as error:
-            self._answer = {"error": describe(error)}
-        if request["do"] == "discard":
-            self._answer = None
+        found = answer(request, streamed(self._sizes, views))
+        # Nobody needs to know how that went.
+        self._answer = None if request["do"] == "discard" else found
 
     def answer(self) -> dict[str, Any] | None:
         """What came of it; see `Writer`."""

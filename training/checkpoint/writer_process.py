@@ -12,7 +12,7 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ def main(descriptor: int, parent: int) -> None:
     os.nice(19)
     memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), memory)), flush=True)
+        print(json.dumps(answer(json.loads(line), pieces(memory))), flush=True)
 
 
-def answer(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
-    """Do what is asked; what came of it, or why it could not be done."""
+def answer(request: dict[str, Any], chunks: Iterable[Any]) -> dict[str, Any]:
+    """Do what is asked, a file to consist of `chunks`; what came of it, or why it could not be done."""
     try:
-        return {"value": perform(request, pieces(memory))}
+        return {"value": perform(request, chunks)}
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
             # A write that finds no room doesn't know of what.
@@ -46,14 +46,14 @@ def answer(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
         return {"error": describe(error)}
 
 
-def perform(request: dict[str, Any], chunks: Iterator[Any]) -> Any:
+def perform(request: dict[str, Any], chunks: Iterable[Any]) -> Any:
     """One call of training.checkpoint.storage; `chunks` is what a file is to consist of."""
     match request["do"]:
         case "write":
             return storage.write_file(Path(request["path"]), chunks, read_back=request["read_back"])
         case "commit":
             return storage.commit(
-                Path(request["folder"]), Path(request["final"]), request["content"], request["delete"]
+                Path(request["folder"]), Path(request["final"]), request["content"], request["superfluous"]
             )
         case "discard":
             return storage.discard(Path(request["folder"]))

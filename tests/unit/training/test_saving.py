@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.unit.training.minimal import minimal_config
 from training import saving
+from training.checkpoint import storage
 from training.checkpoint.image import Copying
 from training.checkpoint.manifest import newest_good, verify
 from training.checkpoint.retention import retention_of
@@ -153,6 +155,19 @@ def test_counts_of_all_ranks_are_summed() -> None:
     assert saving.sum_counts([]) == {}
 
 
+SCORED = (
+    "--checkpoint.keep_best", "old.accuracy", "--eval.tasks.old.kind", "continuation_choice", "--eval.tasks.old.domain", "old",
+    "--eval.tasks.old.context_tokens", "16", "--eval.tasks.old.continuation_tokens", "8",
+)  # fmt: skip
+
+
+def write_score(ours: Bench, step: int, score: float) -> None:
+    result = {"metric": "accuracy", "score": score, "higher_is_better": True}
+    folder = ours.saver.root.parent / "evals"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{step}.json").write_text(json.dumps({"tasks": {"old": result}}))
+
+
 class TestASave:
     @pytest.mark.parametrize("background", ["true", "false"])
     def test_what_is_written_is_the_state_when_it_was_asked_for(self, bench: MakeBench, background: str) -> None:
@@ -161,7 +176,8 @@ class TestASave:
         # Training goes on meanwhile: weights, data and progress are others by the time that it is written.
         ours.engine.set(9.0)
         ours.row = 4
-        assert ours.steps() == [], "it is no checkpoint yet"
+        if background == "true":
+            assert ours.steps() == [], "it is no checkpoint yet"
         cross_until(ours, lambda: ours.saver.saved_step == 3, "the checkpoint of step 3")
         assert ours.steps() == [3]
         found = verify(ours.saver.root / "3")
@@ -212,6 +228,52 @@ class TestASave:
         ours.saver.settle(Progress(step=1))
         ours.saver.settle(Progress(step=2), keep_all=True)
         assert ours.steps() == [1, 2]
+
+    def test_damaged_ones_take_no_good_ones_place(self, bench: MakeBench) -> None:
+        ours = bench("--checkpoint.keep", "2")
+        for step in (2, 4):
+            ours.saver.settle(Progress(step=step))
+        again = bench("--checkpoint.keep", "2")
+        (again.saver.root / "4" / "rank-00000-of-00001.safetensors").unlink()
+        again.saver.settle(Progress(step=6))
+        # The damaged one is nothing that anybody keeps or needs gone; of the good ones there are two.
+        assert again.steps() == [2, 4, 6]
+        again.saver.settle(Progress(step=8))
+        assert again.steps() == [4, 6, 8]
+
+    def test_one_whose_scores_wait_for_storage_stays(self, bench: MakeBench, tmp_path: Path) -> None:
+        """What is best is known when they are written."""
+        best = ("--checkpoint.keep", "1", "--checkpoint.every_steps", "4", "--eval.every_steps", "4")
+        (tmp_path / "held.jsonl").write_text("")
+        ours = bench(*best, *SCORED, "--eval.tasks.old.path", str(tmp_path / "held.jsonl"))
+        assert ours.saver._retention.best == "old.accuracy"
+        for step in (4, 8, 12):
+            ours.saver.settle(Progress(step=step))
+            if step != 8:
+                write_score(ours, step, step / 100)
+        assert ours.steps() == [4, 8, 12]
+        write_score(ours, 8, 0.9)
+        ours.saver.drop_superfluous()
+        assert ours.steps() == [8, 12], "the best and the newest"
+
+    def test_without_a_process_the_time_of_writing_is_all_stall(
+        self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours = bench("--checkpoint.background", "false")
+        own, watched = storage.sync_folder, []
+
+        def slow(folder: Path) -> None:
+            time.sleep(0.2)
+            own(folder)
+
+        monkeypatch.setattr(storage, "sync_folder", slow)
+        ours.saver._lifeline = SimpleNamespace(  # type: ignore[assignment]
+            at=lambda what, is_watched: watched.append((what, is_watched))
+        )
+        ours.save(3, 1.0)
+        assert ours.saver.saved_step == 3
+        assert ours.saver.take_stall_seconds() > 0.2
+        assert watched[0] == ("saving step 3", False), "however long storage takes, that is no hang"
 
     def test_it_stands_still_for_copying_only(self, bench: MakeBench) -> None:
         ours = bench()
@@ -312,8 +374,13 @@ class TestFailures:
         with pytest.raises(CheckpointError, match=r"step 4 could .* That was failure 2 of 2 in a row \(checkpoint.max"):
             ours.saver.finish()
 
-    def test_a_run_does_not_end_without_its_last_state(self, bench: MakeBench) -> None:
-        ours = bench()
+    def test_a_run_does_not_end_without_its_last_state(self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours = bench("--checkpoint.retry_after", "1min")
+        slept: list[float] = []
+        own = time.sleep
+        monkeypatch.setattr(
+            saving.time, "sleep", lambda seconds: slept.append(seconds) if seconds >= 1 else own(seconds)
+        )
         ours.saver.settle(Progress(step=2))
         root = ours.saver.root
         root.rename(root.with_name("aside"))
@@ -325,6 +392,7 @@ class TestFailures:
             "start of this run goes on"
         )
         assert len(ours.said) == 3
+        assert slept == [1.0, 2.0], "not after the last try"
 
     def test_a_good_one_is_never_deleted_for_one_that_failed(self, bench: MakeBench) -> None:
         ours = bench("--checkpoint.keep", "1")

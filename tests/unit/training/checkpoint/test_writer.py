@@ -52,7 +52,7 @@ def test_a_checkpoint(writer: Writer, tmp_path: Path) -> None:
     writer.ask(do="write", path=str(folder / "rank-00000-of-00001.safetensors"), read_back=True)
     entry = answer(writer)["value"]
     content = {**CONTENT, "files": [entry]}
-    writer.ask(do="commit", folder=str(folder), final=str(tmp_path / "4"), content=content, delete=[2])
+    writer.ask(do="commit", folder=str(folder), final=str(tmp_path / "4"), content=content, superfluous=[2])
     assert answer(writer) == {"value": []}
     assert load_file(verify(tmp_path / "4").path / entry["name"])["w"].tolist() == [0, 1, 2]
 
@@ -67,6 +67,14 @@ def test_what_storage_refuses_is_an_answer(writer: Writer, tmp_path: Path) -> No
     writer.take([("w", torch.arange(3.0))])
     writer.ask(do="write", path=str(tmp_path / "good"), read_back=False)
     assert answer(writer)["value"]["name"] == "good"
+
+
+def test_a_write_that_finds_no_room_names_its_file(writer: Writer, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").symlink_to("/dev/full")
+    writer.take([("w", torch.arange(3.0))])
+    writer.ask(do="write", path=str(tmp_path / "full" / "file"), read_back=False)
+    assert answer(writer) == {"error": f"{tmp_path / 'full' / 'file'}: No space left on device"}
 
 
 def test_a_request_nobody_knows_is_an_error_and_not_an_end() -> None:
