@@ -15,7 +15,7 @@ from evals.config import EvalConfig, TaskConfig
 from training.config import Config
 from training.ds_json import read_ds_config
 from training.files import read_json
-from training.origin import Origin, Resume, find_origin, origin_problems
+from training.origin import Origin, Resume, find_origin
 from training.recipe import ConfigError, load_config
 from training.record.run_record import directory_problems
 from training.world import World, WorldError, detect_world
@@ -77,7 +77,21 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
         world = detect_world(environment)
     except WorldError as error:
         problems.append(str(error))
-    restarts = is_restart(environment)
+    origin: Origin | None = None
+
+    def run_problems(config: Config) -> list[str]:
+        nonlocal origin
+        found = [
+            *directory_problems(config),
+            *ds_config_problems(config, known.ds_config),
+            *node_problems(config, world),
+        ]
+        try:
+            origin = find_origin(config, resume, is_restart=is_restart(environment))
+        except ConfigError as error:
+            found += error.problems
+        return found
+
     try:
         if known.recipe is None:
             raise ConfigError(problems)
@@ -86,12 +100,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
             overrides,
             world_size=world.size if world else None,
             more_problems=problems,
-            also_check=lambda config: [
-                *directory_problems(config),
-                *ds_config_problems(config, known.ds_config),
-                *node_problems(config, world),
-                *origin_problems(config, resume, is_restart=restarts),
-            ],
+            also_check=run_problems,
         )
     except ConfigError as error:
         if world is not None and world.rank != 0:
@@ -99,7 +108,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
         print(f"\n{error}\n", file=sys.stderr, flush=True)
         return EXIT_WRONG_CONFIGURATION
     assert world is not None
-    origin = find_origin(config, resume, is_restart=restarts)
+    assert origin is not None
     is_done = (read_json(config.run.dir / "run.json") or {}).get("status") == "done"
     # A done run goes back where it is told to, once.
     if is_done and origin.root is not None:

@@ -10,6 +10,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    import os
+    import signal
+
+    def leave_at_once(*_: object) -> None:
+        """Nothing can be lost before anything is imported and checked; StopRequest takes over then."""
+        os.write(2, b"stopped before the start, nothing was lost; start it again to continue\n")
+        os._exit(85)
+
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(_number, leave_at_once)
+
 if not __package__:
     # Run by path, sys.path[0] is training/, whose modules would shadow libraries of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -85,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return run(command, record, display, lifeline, stop, on_exit)
         except BaseException as error:
-            return lifeline.fail(error, is_user_error=isinstance(error, USER_ERRORS))
+            return lifeline.fail(error, is_user_error=isinstance(error, (*USER_ERRORS, KeyboardInterrupt)))
 
 
 def run(
@@ -177,7 +189,8 @@ def run(
     batches = StepBatches(stream, config, rank=world.rank)
     on_exit.enter_context(batches)
     progress = Progress()
-    saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch), lifeline)
+    first_step = origin.facts.get("branched_from", {}).get("step", 0)
+    saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch, first_step), lifeline)
     saver.prepare()
     on_exit.callback(saver.close)
     boundary = Boundary(stop, saver, lifeline)
@@ -188,7 +201,7 @@ def run(
     evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors, record.unwritten)
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
-    record.update(**progress.as_dict(), data=saver.data_counts())
+    record.update(**progress.as_dict(), data=saver.data_counts(), last_checkpoint=saver.saved_step)
     display.say(f"{parameters['trainable']:,} of {parameters['total']:,} parameters train")
     profiler = Profiler(config.run.dir, config.monitor, world.rank)
     on_exit.callback(profiler.close)
@@ -226,14 +239,15 @@ def run(
     reason = next((found for found in gather(stop.reason, world) if found), None)
     if is_done:
         record.finish("done")
-    else:
-        record.finish("preempted", stopped_by=reason)
-    raise_on_all_ranks(record.settle(), StorageError, world)
-    if is_done:
+        raise_on_all_ranks(record.settle(), StorageError, world)
         display.say(f"done in {progress.seconds:.0f} s of training and {progress.eval_seconds:.0f} s of evaluation")
     else:
         if record.is_writer:
             stop.clear_file()
+        record.finish("preempted", stopped_by=reason)
+        # The state is saved; a launcher is to start it again even if lines of metrics are missing.
+        if missing := record.settle():
+            display.say(f"WARNING: {missing}")
         display.say(f"stopped after step {progress.step}, everything saved; start it again to continue")
     engine.close()
     return EXIT_DONE if is_done else EXIT_PREEMPTED

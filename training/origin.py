@@ -1,7 +1,7 @@
 """Where a start of a run begins: at its own newest checkpoint, at one that was given, or at the one it branches from.
 
 All of it is decided from manifests and run.json, before any process group exists; whether the files of the chosen checkpoint
-are what was written is looked at when they are loaded (training/saving.py). No torch in here.
+are what was written is looked at when they are loaded (training/resuming.py). No torch in here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.checkpoint import storage
-from training.checkpoint.manifest import Checkpoint, candidates, check_file, folders, open_checkpoint
+from training.checkpoint.manifest import Checkpoint, candidates, first_damage, folders, open_checkpoint
 from training.config import Config, to_dict
 from training.errors import CheckpointError
 from training.files import read_json, sync_folder, write_json
@@ -58,7 +58,9 @@ class Origin:
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
     """Of base, adapter to start with, tokenizer and data, as the manifest of `checkpoint` has them where it will be used."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What run.json remembers of all this: branched_from and origins."""
+    """What run.json remembers of all this: branched_from and origins, and that an earlier last_checkpoint is none any more."""
+    older: Path | None = None
+    """The next older checkpoint beside the one that was asked for, for whoever has to name another one."""
     lines: tuple[str, ...] = ()
     """What is to be said to whoever started the run."""
 
@@ -76,7 +78,8 @@ def find_origin(config: Config, resume: Resume = "auto", *, is_restart: bool = F
     """
     record = read_json(config.run.dir / "run.json") or {}
     root = config.run.dir / "checkpoints"
-    if isinstance(resume, Path) and resume not in (config.run.dir, root):
+    # The same folder may have several paths.
+    if isinstance(resume, Path) and resume.resolve() not in (config.run.dir.resolve(), root.resolve()):
         return _given(config, resume, record, root)
     if resume == "never" and not is_restart and (own := folders(root)):
         raise ConfigError(
@@ -86,35 +89,40 @@ def find_origin(config: Config, resume: Resume = "auto", *, is_restart: bool = F
     return _as_before(config, record, root)
 
 
-def origin_problems(config: Config, resume: Resume = "auto", *, is_restart: bool = False) -> list[str]:
-    """Why a start with this command line can't begin where it should; [] when it can."""
-    try:
-        find_origin(config, resume, is_restart=is_restart)
-    except ConfigError as error:
-        return error.problems
-    return []
+def is_among(checkpoint: Path, root: Path) -> bool:
+    """Whether it is one of the checkpoints in `root`, by whatever path."""
+    places = (checkpoint, checkpoint.resolve())
+    return any(path.name.isdigit() and path.parent.resolve() == root.resolve() for path in places)
 
 
 def _as_before(config: Config, record: Mapping[str, Any], root: Path, lines: tuple[str, ...] = ()) -> Origin:
     """The run's own newest checkpoint; before it has one, where it began before, or its branch point, or nothing."""
     facts = _facts(record)
     # What a run was given replaces what it began with; of its own checkpoints the newest one counts.
-    start = next((known for known in facts.get("origins", [])[::-1] if Path(known["path"]).parent != root), None)
+    start = next((known for known in facts.get("origins", [])[::-1] if not is_among(Path(known["path"]), root)), None)
     kind: Literal["given", "branch"] = "branch" if start is None else "given"
-    start = start or facts.get("branched_from")
-    if folders(root):
+    start, older = start or facts.get("branched_from"), None
+    if folders(root) or _has_hidden(root):
         return Origin(root=root, kind="own", facts=facts, lines=lines)
-    if record.get("status") == "done" or (start is None and config.run.branch_from is None):
+    if record.get("status") == "done":
+        return Origin(root=root, facts=facts, lines=lines)
+    if (saved := record.get("last_checkpoint")) is not None:
+        raise ConfigError(
+            [f'run.dir = "{config.run.dir}": run.json says that step {saved} was saved, and {root} has no checkpoint; is its '
+             "storage mounted? Bring them back, or remove the run directory to begin the run anew"]
+        )  # fmt: skip
+    if start is None and config.run.branch_from is None:
         return Origin(root=root, facts=facts, lines=lines)
     if start is None:
         found = _branch_point(config)
+        older = _older(found)
         facts |= {"branched_from": _entry(found)}
         lines += (f"branches from {found.path}",)
     else:
         found = _same_again(start, config, kind)
     return Origin(
         root=root, checkpoint=found.path, kind=kind, step=found.step,
-        fingerprints=found.manifest["fingerprints"], facts=facts, lines=lines,
+        fingerprints=found.manifest["fingerprints"], facts=facts, older=older, lines=lines,
     )  # fmt: skip
 
 
@@ -142,12 +150,15 @@ def _given(config: Config, path: Path, record: Mapping[str, Any], root: Path) ->
             [f"--resume {path}: was saved by a different recipe; to go on from it with this one, leave --resume out and set "
              f"run.branch_from, in another run.dir:{listing(lines)}"]
         )  # fmt: skip
+    is_own = is_among(found.path, root)
     facts |= {"origins": [*origins, _entry(found) | {"given": str(path)}]}
+    if not is_own:
+        facts |= {"last_checkpoint": None}
     return Origin(
         checkpoint=found.path, kind="given", step=found.step,
         # Those beside a checkpoint from elsewhere are of another history, and none may be taken for this one's.
-        sets_aside=found.step if found.path.parent == root else -1,
-        fingerprints=found.manifest["fingerprints"], facts=facts,
+        sets_aside=found.step if is_own else -1,
+        fingerprints=found.manifest["fingerprints"], facts=facts, older=_older(found),
         lines=(f"goes on from step {found.step} of {found.path.parent}, as --resume says",),
     )  # fmt: skip
 
@@ -169,7 +180,7 @@ def _branch_point(config: Config) -> Checkpoint:
     path = config.run.branch_from
     assert path is not None
     shown = f'run.branch_from = "{path}"'
-    if path.is_relative_to(config.run.dir):
+    if any(path.resolve().is_relative_to(own.resolve()) for own in (config.run.dir, config.run.dir / "checkpoints")):
         raise ConfigError([f"{shown}: lies in this run's own run.dir; a branch needs a directory of its own"])
     try:
         found = locate(path)
@@ -263,12 +274,12 @@ def damage(origin: Origin, rank: int, world_size: int) -> CheckpointError | None
     if origin.checkpoint is None:
         return None
     try:
-        found = open_checkpoint(origin.checkpoint)
-        for entry in found.manifest["files"][rank::world_size]:
-            check_file(found, entry)
+        damage = first_damage(open_checkpoint(origin.checkpoint), rank, world_size)
     except CheckpointError as error:
-        return error
-    return None
+        damage = str(error)
+    if damage is None:
+        return None
+    return CheckpointError(damage if origin.older is None else f"{damage}; name an older one: {origin.older}")
 
 
 def prepare(origin: Origin, config: Config) -> list[str]:
@@ -279,17 +290,32 @@ def prepare(origin: Origin, config: Config) -> list[str]:
     Returns:
         what to say about it.
     """
-    lines = list(origin.lines)
+    lines, root = list(origin.lines), config.run.dir / "checkpoints"
     if origin.sets_aside is not None:
-        root = config.run.dir / "checkpoints"
         # What an earlier start was killed in may hide one of them.
         storage.tidy_up(root)
-        if later := [path for path in folders(root) if int(path.name) > origin.sets_aside]:
-            steps = ", ".join(path.name for path in reversed(later))
-            lines.append(f"checkpoints that are not continued were moved to {set_aside(root, later)}: {steps}")
-    if origin.kind == "branch" and origin.checkpoint is not None:
+        lines += set_aside_later(root, origin.sets_aside, stays=origin.checkpoint)
+    if origin.checkpoint is not None and not is_among(origin.checkpoint, root):
         lines += take_over_scores(origin.checkpoint, config)
     return lines
+
+
+def set_aside_later(root: Path, step: int, *, stays: Path | None = None) -> list[str]:
+    """Move a run's checkpoints of later steps than this one out of the way, but never `stays`.
+
+    Returns:
+        what to say about it.
+
+    Raises:
+        CheckpointError: `stays` is one of them, by another path; nothing was moved.
+    """
+    later = [path for path in folders(root) if int(path.name) > step]
+    if not later:
+        return []
+    if stays is not None and (same := next((path for path in later if path.samefile(stays)), None)):
+        raise CheckpointError(f"--resume {stays}: is {same} of this run; give that path")
+    steps = ", ".join(path.name for path in reversed(later))
+    return [f"checkpoints that are not continued were moved to {set_aside(root, later)}: {steps}"]
 
 
 def set_aside(root: Path, checkpoints: Sequence[Path]) -> Path:
@@ -307,7 +333,7 @@ def set_aside(root: Path, checkpoints: Sequence[Path]) -> Path:
 
 
 def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
-    """Give a branch the scores of step 0 that its parent run has for the same tasks; forgetting is measured against them.
+    """Give a run the scores of step 0 that the run it goes on from has for the same tasks; forgetting is measured against them.
 
     Returns:
         what to say about it.
@@ -332,6 +358,17 @@ def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
         write_json(target, {**content, "tasks": {name: scored[name] for name in same}})
         lines.append(f"scores of step 0 of {', '.join(same)} are those of {run}")
     return lines
+
+
+def _has_hidden(root: Path) -> bool:
+    """Whether a kill has taken its name from one of the run's checkpoints, which the start gives back (storage.tidy_up)."""
+    return root.is_dir() and any(match[3] == "replaced" for _, match in storage.leftovers(root))
+
+
+def _older(found: Checkpoint) -> Path | None:
+    """The newest of those beside a checkpoint that are older and whole, as far as manifests and sizes go."""
+    beside = (each for each in candidates(found.path.parent) if isinstance(each, Checkpoint))
+    return next((each.path for each in beside if each.step < found.step), None)
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:

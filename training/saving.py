@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.stream.token_stream import merge_states
+from training import resuming
 from training.checkpoint import storage
 from training.checkpoint.image import Copying, ShardImage, shard_name, sizes_of
-from training.checkpoint.manifest import Checkpoint, check_file, folders, open_checkpoint
+from training.checkpoint.manifest import Checkpoint, folders, open_checkpoint
 from training.checkpoint.retention import Retention, scores
-from training.checkpoint.slices import read_state
 from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
 from training.config import Config, to_dict
 from training.costs.fitting import copy_problem
 from training.duration import parse_duration
 from training.engine import Engine
 from training.errors import CheckpointError
-from training.origin import Origin
+from training.origin import Origin, is_among
 from training.prefetch import StepBatches
 from training.progress import Progress
 from training.ranks import distributed
@@ -106,6 +106,9 @@ class Saver:
         self._pending: Pending | None = None
         self._failed_in_a_row = 0
         self._failed_at = 0.0
+        self._is_ending = False
+        self._began_at = 0
+        """Step that this start began at: its state is where it came from."""
         self._writer: Writer | None = None
         self._start_name = from_rank_0(lambda: secrets.token_hex(4), self._world)
         self._attempts = 0
@@ -118,8 +121,8 @@ class Saver:
         return self._config.run.dir / "checkpoints"
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be made after `step` steps; not a collective."""
-        return self._retention.is_due(step) or self.is_retry_due
+        """Whether a checkpoint is to be made after `step` steps; not a collective. After a failure only time decides."""
+        return self.is_retry_due if self._failed_in_a_row else self._retention.is_due(step)
 
     def save(self, progress: Progress, *, keep_all: bool = False) -> None:
         """Begin to save the current step, unless that was done; waits until an earlier save is over.
@@ -320,11 +323,17 @@ class Saver:
             self._ready_writer().ask(do="discard", folder=str(pending.folder))
         message = f"the checkpoint of step {pending.step} could not be saved: {cause}; {last}"
         log.error(message)
+        if self._is_ending:
+            self._display.say(f"WARNING: {message}")
+            return
         if self._failed_in_a_row >= limit:
-            raise CheckpointError(f"{message}. That was failure {limit} of {limit} in a row (checkpoint.max_failed)")
+            raise CheckpointError(
+                f"{message}. That was failure {limit} of {limit} in a row (checkpoint.max_failed); when storage works again, "
+                "start the run again"
+            )
         self._display.say(
-            f"WARNING: {message}. This is failure {self._failed_in_a_row} of {limit} in a row (checkpoint.max_failed); it is "
-            "tried again"
+            f"WARNING: {message}. Training goes on, and it is tried again; this is failure {self._failed_in_a_row} of {limit} in "
+            "a row (checkpoint.max_failed)"
         )
 
     def _last_good(self) -> str:
@@ -353,12 +362,15 @@ class Saver:
         Raises:
             CheckpointError: it can't be saved.
         """
+        self._is_ending = True
+        self.finish()
         for attempt in range(LAST_TRIES):
             if attempt:
                 time.sleep(min(2.0 ** (attempt - 1), parse_duration(self._config.checkpoint.retry_after)))
             self.save(progress, keep_all=keep_all)
             self.finish()
             if self._has(progress.step):
+                self._is_ending = False
                 return
         raise CheckpointError(
             f"the state of step {progress.step} could not be saved in {LAST_TRIES} tries, see above; {self._last_good()}, "
@@ -370,8 +382,11 @@ class Saver:
         return sum_counts(self._engine.gather(self._batches.counts())[:: self._config.train.sequence_parallel])
 
     def stopped(self, progress: Progress) -> bool:
-        """Save because the run was asked to stop; False, so that the loop can return it."""
-        self.settle(progress)
+        """Save because the run was asked to stop, unless it is where it began; False, so that the loop can return it."""
+        if progress.step == self._began_at and not self._is_rewound:
+            self.finish()
+        else:
+            self.settle(progress)
         return False
 
     def resume(self, progress: Progress, origin: Origin) -> bool:
@@ -380,21 +395,18 @@ class Saver:
         Raises:
             CheckpointError: the checkpoint is damaged, or was not made by such a run.
         """
-        if problem := from_rank_0(lambda: _tidied(self.root), self._world):
-            raise CheckpointError(problem)
-        found = None if origin.root is None else self._newest(origin.root)
-        if found is None and origin.checkpoint is not None:
-            found = self._good(origin.checkpoint)
+        found = resuming.where_to_begin(origin, self.root, self._display.say, self._world)
         if found is None:
             return False
         self._load(found, progress)
         self._batches.load_state_dict(found.manifest["stream"])
+        self._began_at = progress.step
         return True
 
     def rewind(self, progress: Progress) -> bool:
         """Put the model back to the newest good checkpoint, and the data not; return whether there was one."""
         self.finish()
-        found = self._newest(self.root)
+        found = resuming.newest_good(self.root, self._display.say, self._world)
         if found is None:
             return False
         self._load(found, progress)
@@ -402,58 +414,10 @@ class Saver:
         self._is_rewound = True
         return True
 
-    def _newest(self, root: Path) -> Checkpoint | None:
-        """The newest good checkpoint under `root`."""
-        waiting = folders(root) if self._world.rank == 0 else []
-        num_damaged = 0
-        while (folder := from_rank_0(lambda: waiting.pop(0) if waiting else None, self._world)) is not None:
-            try:
-                return self._good(folder)
-            except CheckpointError as error:
-                self._display.say(f"damaged checkpoint ignored: {error}")
-                num_damaged += 1
-        if num_damaged:
-            raise CheckpointError(f"{root}: every checkpoint is damaged; remove the folder to start over at step 0")
-        return None
-
-    def _good(self, folder: Path) -> Checkpoint:
-        """A checkpoint whose files are what was written: all ranks read and hash them, some each.
-
-        Raises:
-            CheckpointError: on all ranks, when it is damaged.
-        """
-        found = from_rank_0(lambda: _opened(folder), self._world)
-        if isinstance(found, CheckpointError):
-            raise found
-        assert isinstance(found, Checkpoint)
-        if (damage := self._damage(found)) is not None:
-            raise CheckpointError(damage)
-        return found
-
-    def _damage(self, found: Checkpoint) -> str | None:
-        """What is wrong with the content of a checkpoint."""
-        damage = None
-        try:
-            for entry in found.manifest["files"][self._world.rank :: self._world.size]:
-                check_file(found, entry)
-        except CheckpointError as error:
-            damage = str(error)
-        return next((text for text in self._engine.gather(damage) if text is not None), None)
-
     def _load(self, found: Checkpoint, progress: Progress) -> None:
-        engine = self._engine
-        theirs, ours = found.manifest["fingerprints"].get("base"), self._record.content.get("base_fingerprint")
-        if theirs != ours:
-            raise CheckpointError(
-                f"{found.path}: was trained from another base ({theirs}) than model.base holds now ({ours})"
-            )
-        rank, size = engine.world.rank, engine.world.size
-        state = read_state(found, engine.state_names(), engine.shapes(), rank, size)
-        engine.load_local_state(state, found.manifest["optimizer_steps"])
-        for name, value in found.manifest["progress"].items():
-            setattr(progress, name, value)
+        resuming.load(found, self._engine, progress, self._record.content.get("base_fingerprint"))
         # One from elsewhere is not among this run's own yet.
-        self.saved_step = progress.step if found.path.parent == self.root else None
+        self.saved_step = progress.step if is_among(found.path, self.root) else None
 
     def take_stall_seconds(self) -> float:
         """Seconds that training stood still for saving since the last call; not a collective."""
@@ -464,23 +428,6 @@ class Saver:
         """End the writer; not a collective."""
         if self._writer is not None:
             self._writer.close()
-
-
-def _tidied(root: Path) -> str | None:
-    """Bring the folder of checkpoints in order; why that can't be done."""
-    try:
-        storage.tidy_up(root)
-    except OSError as error:
-        return f"{error.filename or root}: what an earlier start has left there can't be put in order: {error.strerror}"
-    return None
-
-
-def _opened(folder: Path) -> Checkpoint | CheckpointError:
-    """A folder as a checkpoint, or why it is none."""
-    try:
-        return open_checkpoint(folder)
-    except CheckpointError as error:
-        return error
 
 
 def sum_counts(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

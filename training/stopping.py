@@ -99,7 +99,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C means now. (Launchers follow the first one up with SIGTERM, which doesn't.)
         if number == signal.SIGINT and self._is_interrupted and self._leave is None:
-            raise KeyboardInterrupt("a second Ctrl-C, so nothing was saved")
+            raise KeyboardInterrupt("a second Ctrl-C: what came after the last checkpoint is not saved")
         self._is_interrupted |= number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name
 

@@ -142,14 +142,16 @@ def test_a_killed_branch_goes_on_by_itself(tiny_recipe: Path, parent: Path, bran
 
 
 def test_back_to_an_earlier_checkpoint(tiny_recipe: Path, parent: Path, tmp_path: Path) -> None:
-    """Killed on the way, the repeated command line goes on; in the end it is the same run."""
+    """Killed on the way, the repeated command line goes on; in the end it is the same run, also by another path."""
     out = tmp_path / "run"
     shutil.copytree(parent, out)
     root = out / "checkpoints"
     before = {step: digest(root / str(step)) for step in (POINT, 36, STEPS)}
-    arguments = command(tiny_recipe, out, PARENT, "--resume", str(root / str(POINT)))
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    arguments = command(tiny_recipe, out, PARENT, "--resume", str(link / "checkpoints" / str(POINT)))
     output = " ".join(kill_after(arguments, root / "12").split())
-    assert f"goes on from step {POINT} of {root}, as --resume says" in output
+    assert f"goes on from step {POINT} of {link / 'checkpoints'}, as --resume says" in output
     assert f"were moved to {root / 'set-aside-1'}: 36, {STEPS}" in output
     assert f"resuming after step {POINT} of {STEPS}" in output
     assert steps(root / "set-aside-1") == [36, STEPS]
@@ -176,6 +178,7 @@ def test_a_checkpoint_of_another_run_of_the_recipe(tiny_recipe: Path, parent: Pa
     output = run(command(tiny_recipe, out, PARENT, "--resume", str(parent / "checkpoints" / "36")))
     assert f"resuming after step 36 of {STEPS}" in " ".join(output.split())
     assert numbers(out) == numbers(parent)[36:]
+    assert (out / "evals" / "0.json").read_bytes() == (parent / "evals" / "0.json").read_bytes()
 
 
 def test_a_damaged_one_is_not_begun_with(tiny_recipe: Path, parent: Path, tmp_path: Path) -> None:
@@ -188,9 +191,23 @@ def test_a_damaged_one_is_not_begun_with(tiny_recipe: Path, parent: Path, tmp_pa
     shard.write_bytes(content)
     before = (copied / "run.json").read_bytes()
     output = run(command(tiny_recipe, copied, PARENT, "--resume", str(shard.parent)), code=2)
-    assert f"{shard}: content differs from what was written (SHA-256)" in output
+    older = copied / "checkpoints" / str(POINT)
+    assert f"{shard}: content differs from what was written (SHA-256); name an older one: {older}" in output
     assert "Traceback" not in output
     assert (steps(copied / "checkpoints"), (copied / "run.json").read_bytes()) == ([POINT, 36, STEPS], before)
+
+
+def test_a_run_whose_checkpoints_are_away_is_not_begun_anew(tiny_recipe: Path, parent: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "parent"
+    shutil.copytree(parent, copied)
+    (copied / "checkpoints").rename(tmp_path / "scratch")
+    (copied / "checkpoints").symlink_to(tmp_path / "not_mounted")
+    record = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(record | {"status": "preempted"}))
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    output = run(command(tiny_recipe, copied, PARENT), code=2)
+    assert f"run.json says that step {STEPS} was saved, and {copied / 'checkpoints'} has no checkpoint" in output
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ PLACES = "a run directory, its folder of checkpoints, or a single checkpoint"
 
 LS = """\
 Print a line for every checkpoint, the newest first: its step, the tokens seen until then, when it was written, on how many ranks
-and in which placement, its size, why the run keeps it, and whether names and sizes of its files are right (ok). What is in the
-files is read by verify only.
+and in which placement, its size, why the run keeps it, and whether names and sizes of its files are right (ok); it exits
+with 1 if those of a checkpoint are not. What is in the files is read by verify only.
 
   $ python -m training.checkpoint ls runs/cpt
   $ python -m training.checkpoint ls runs/* --json

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_pipeline.commands.formatting import format_bytes
 from data_pipeline.commands.progress import ProgressReporter
 from data_pipeline.commands.tables import print_table
+from training.checkpoint import storage
 from training.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
-    check_file,
-    check_size,
+    file_damage,
     folders,
     open_checkpoint,
     read_manifest,
 )
-from training.checkpoint.recorded import recorded_config
+from training.checkpoint.recorded import first_step, recorded_config
 from training.checkpoint.retention import retention_of, scores
 from training.errors import CheckpointError
 from training.files import read_json
@@ -43,14 +43,14 @@ READERS = 8
 class Place:
     """What a path on the command line names."""
 
-    root: Path
-    """Folder of the checkpoints."""
+    path: Path
+    """A folder of checkpoints, or a single one."""
     folders: list[Path]
-    """Those that are meant, the newest first."""
+    """The checkpoints that are meant, the newest first."""
     leftovers: list[Path]
-    """Folders of saves that were not completed, or are not yet."""
+    """Folders beside them of saves that were not completed, or are not yet, and of deletions."""
     is_run: bool
-    """Whether all checkpoints of a run are meant, and not a single one."""
+    """Whether that is all that a run has saved, so that a start of it begins with one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Entry:
 
     path: Path
     step: int | None
-    state: Literal["ok", "damaged", "unfinished"]
-    """As far as names and sizes tell."""
+    state: Literal["ok", "damaged", "unfinished", "deleted"]
+    """As far as names and sizes tell. Unfinished and deleted ones go with the next save or start."""
     problem: str | None
     checkpoint: Checkpoint | None
     """None unless the state is ok."""
@@ -97,19 +97,24 @@ def find(path: Path) -> Place:
             f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint"
         )
     for root in (path / "checkpoints", path):
-        found, leftovers = folders(root), _leftovers(root)
+        found, leftovers = _contents(root)
         if found or leftovers:
-            return Place(root=root, folders=found, leftovers=leftovers, is_run=True)
+            return Place(path=root, folders=found, leftovers=leftovers, is_run=root.name == "checkpoints")
     if (path / MANIFEST).exists() or (path.name.isdigit() and path.parent.name == "checkpoints"):
-        return Place(root=path.parent, folders=[path], leftovers=[], is_run=False)
+        return Place(path=path, folders=[path], leftovers=[], is_run=False)
     raise CheckpointError(
         f"{path}: there is no checkpoint, neither here nor in checkpoints/; name a run, or a checkpoint"
     )
 
 
-def _leftovers(root: Path) -> list[Path]:
-    pattern = re.compile(r"\.\d+(\.\w+)?\.(unfinished|replaced)")
-    return sorted(path for path in root.glob(".*") if pattern.fullmatch(path.name)) if root.is_dir() else []
+def _contents(root: Path) -> tuple[list[Path], list[Path]]:
+    """The checkpoints under `root`, the newest first, and what saves and deletions have left beside them."""
+    found = folders(root)
+    others = storage.leftovers(root) if root.is_dir() else []
+    # Of a save that was killed before the new one had the name: the next start gives it back.
+    nameless = [path for path, match in others if match[3] == "replaced" and not (root / match[1]).exists()]
+    newest_first = sorted([*found, *nameless], key=lambda path: _step(path) or 0, reverse=True)
+    return newest_first, sorted(path for path, _ in others if path not in nameless)
 
 
 def list_checkpoints(paths: Sequence[Path], *, as_json: bool) -> int:
@@ -123,6 +128,8 @@ def list_checkpoints(paths: Sequence[Path], *, as_json: bool) -> int:
             code = 2
             continue
         entries = entries_of(place)
+        if any(entry.state == "damaged" for entry in entries):
+            code = max(code, 1)
         if as_json:
             listed += [entry.as_dict() for entry in entries]
         else:
@@ -143,7 +150,7 @@ def entries_of(place: Place) -> list[Entry]:
     kept = _kept(place, [found for _, found in opened if isinstance(found, Checkpoint)])
     entries = [
         Entry(
-            path=folder, step=_step(folder), state="damaged", problem=str(found).removeprefix(f"{folder}/"), checkpoint=None,
+            path=folder, step=_step(folder), state="damaged", problem=_problem(folder, found), checkpoint=None,
             kept=[],
         )
         if isinstance(found, CheckpointError)
@@ -151,9 +158,21 @@ def entries_of(place: Place) -> list[Entry]:
         for folder, found in opened
     ]  # fmt: skip
     return entries + [
-        Entry(path=folder, step=_step(folder), state="unfinished", problem=None, checkpoint=None, kept=[])
+        Entry(
+            path=folder,
+            step=_step(folder),
+            state="unfinished" if folder.suffix == ".unfinished" else "deleted",
+            problem=None,
+            checkpoint=None,
+            kept=[],
+        )
         for folder in place.leftovers
     ]
+
+
+def _problem(folder: Path, error: CheckpointError) -> str:
+    """The message without the path of the folder, which is beside it."""
+    return str(error).removeprefix(f"{folder}/").removeprefix(f"{folder}: ")
 
 
 def _step(folder: Path) -> int | None:
@@ -165,11 +184,14 @@ def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str
     """Why the run keeps its checkpoints, by step; nothing where its recipe can't be made out."""
     if not place.is_run or not checkpoints:
         return {}
-    run_dir, steps = place.root.parent, [checkpoint.step for checkpoint in checkpoints]
-    epoch = (read_json(run_dir / "run.json") or {}).get("epoch")
+    run_dir, steps = place.path.parent, [checkpoint.step for checkpoint in checkpoints]
+    record = read_json(run_dir / "run.json") or {}
+    epoch = record.get("epoch")
     try:
         retention = retention_of(
-            recorded_config(checkpoints[0]), epoch.get("rows") if isinstance(epoch, dict) else None
+            recorded_config(checkpoints[0]),
+            epoch.get("rows") if isinstance(epoch, dict) else None,
+            first_step(record, place.path),
         )
         return retention.kept(steps, newest=max(steps), scores=scores(run_dir, retention.best, steps))
     except ValueError:
@@ -199,11 +221,11 @@ def _print_entries(place: Place, entries: Sequence[Entry]) -> None:
             ", ".join(entry.kept),
             entry.state,
         )
-    print(place.root if place.is_run else place.folders[0])
+    print(place.path)
     print_table(table)
     for entry in entries:
         if entry.problem is not None:
-            print(f"{entry.state}: {entry.path}/{entry.problem}")
+            print(f"{entry.state}: {entry.path}: {entry.problem}")
 
 
 def _table(*headings: str) -> Table:
@@ -226,14 +248,15 @@ def _local_time(written: str | None) -> str:
 
 def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
     """Read checkpoints and print everything that is damaged in them; return the exit code."""
-    try:
-        places = [find(path) for path in paths]
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    num_checked = num_damaged = 0
+    code = num_checked = num_damaged = 0
     with ProgressReporter(sys.stderr, unit="bytes") as reporter:
-        for place in places:
+        for path in paths:
+            try:
+                place = find(path)
+            except CheckpointError as error:
+                print(f"error: {error}", file=sys.stderr)
+                code = 2
+                continue
             chosen = place.folders[:1] if only_newest else place.folders
             good = []
             for folder in chosen:
@@ -248,19 +271,28 @@ def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
                     good.append(folder)
                     print(f"{folder}: ok, {format_bytes(size_on_disk(folder))}", flush=True)
             if place.is_run:
-                print(f"{place.root}: {_what_a_start_does(place, good, chosen)}")
-    print(f"{num_damaged:,} of {num_checked:,} checkpoints damaged" if num_damaged else "nothing is damaged")
-    return 1 if num_damaged else 0
+                print(f"{place.path}: {_what_a_start_does(place, good, chosen)}")
+    if num_damaged:
+        print(f"{num_damaged:,} of {num_checked:,} checkpoints damaged")
+    elif code == 0:
+        print("nothing is damaged")
+    return max(code, 1 if num_damaged else 0)
 
 
 def _what_a_start_does(place: Place, good: Sequence[Path], checked: Sequence[Path]) -> str:
+    record = read_json(place.path.parent / "run.json") or {}
+    if good and good[0] == place.folders[0] and record.get("status") == "done":
+        return "the run is done, and a start of it trains no further"
     if good:
-        return f"a start of this run continues from step {good[0].name}"
+        return f"a start of this run continues from step {_step(good[0])}"
     if len(checked) < len(place.folders):
         return "the newest is damaged, and a start of this run looks for an older one; leave out --newest to see which"
     if not checked:
         return "there is no complete checkpoint yet, and nothing that a start of this run could continue from"
-    return "every checkpoint is damaged, and a start of this run is refused; remove the folder to start over at step 0"
+    return (
+        "every checkpoint is damaged, and a start of this run is refused; restore one, or remove the run directory to begin the "
+        "run anew"
+    )
 
 
 def damages_of(folder: Path, reporter: ProgressReporter) -> list[str]:
@@ -271,17 +303,8 @@ def damages_of(folder: Path, reporter: ProgressReporter) -> list[str]:
         return [str(error)]
     files, damages, done = checkpoint.manifest["files"], [], 0
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
-        for entry, damage in zip(files, pool.map(partial(_damage, checkpoint), files), strict=True):
+        for entry, damage in zip(files, pool.map(partial(file_damage, checkpoint), files), strict=True):
             done += entry["bytes"]
             reporter.report(f"reading {folder}", done, checkpoint.bytes)
             damages += [] if damage is None else [damage]
     return damages
-
-
-def _damage(checkpoint: Checkpoint, entry: dict[str, Any]) -> str | None:
-    try:
-        check_size(checkpoint, entry)
-        check_file(checkpoint, entry)
-    except CheckpointError as error:
-        return str(error)
-    return None

@@ -122,9 +122,12 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     config = recorded_config(checkpoint)
     root = checkpoint.path.parent
     default = (root.parent if root.name == "checkpoints" else root) / f"export-{checkpoint.step}"
-    out = Path(os.path.abspath(request.out or default))
+    # A link to an empty folder can't be replaced by one that is ready, the folder can.
+    out = Path(os.path.realpath(request.out or default))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"--out {out}: is there already; name a new or empty folder, or remove it")
+        raise CheckpointError(
+            f"--out {request.out or default}: is there already; name a new or empty folder, or remove it"
+        )
     config = dataclasses.replace(config, model=_model_config(config.model, request.base))
     return Plan(
         checkpoint=checkpoint,

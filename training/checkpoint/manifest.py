@@ -66,6 +66,9 @@ def read_manifest(folder: Path) -> Checkpoint:
     for name, is_sensible in _SENSIBLE.items():
         if not is_sensible(manifest.get(name)):
             raise CheckpointError(f"{path}: says nothing sensible about {name}")
+    # Its name is what all who look for the newest one go by.
+    if re.fullmatch("[0-9]+", folder.name) and int(folder.name) != manifest["step"]:
+        raise CheckpointError(f"{folder}: is that of step {manifest['step']}; was it renamed?")
     names = {entry["name"] for entry in manifest["files"]}
     if not len(names) == len(manifest["files"]) == manifest["world_size"]:
         raise CheckpointError(f"{path}: lists {len(names)} files for {manifest['world_size']} ranks")
@@ -155,6 +158,22 @@ def check_file(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: content differs from what was written (SHA-256)")
 
 
+def file_damage(checkpoint: Checkpoint, entry: dict[str, Any]) -> str | None:
+    """Read one of a checkpoint's files; what is wrong with it."""
+    try:
+        check_size(checkpoint, entry)
+        check_file(checkpoint, entry)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def first_damage(checkpoint: Checkpoint, rank: int = 0, size: int = 1) -> str | None:
+    """Read the files of a checkpoint, those of one of `size` equal shares, until one is damaged; what is wrong with that."""
+    damages = (file_damage(checkpoint, entry) for entry in checkpoint.manifest["files"][rank::size])
+    return next((damage for damage in damages if damage is not None), None)
+
+
 def verify(folder: Path) -> Checkpoint:
     """Check every file of a checkpoint against its manifest.
 
@@ -162,8 +181,8 @@ def verify(folder: Path) -> Checkpoint:
         CheckpointError: naming the first missing, truncated or changed file.
     """
     checkpoint = open_checkpoint(folder)
-    for entry in checkpoint.manifest["files"]:
-        check_file(checkpoint, entry)
+    if (damage := first_damage(checkpoint)) is not None:
+        raise CheckpointError(damage)
     return checkpoint
 
 
@@ -198,8 +217,10 @@ def newest_good(root: Path, check: Callable[[Path], Checkpoint] = verify) -> tup
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing, so the checkpoint was never completed") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: missing or unreadable, so the checkpoint was never completed") from error
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
     body, tail = raw[:-_TAIL_BYTES], _TAIL.fullmatch(raw[-_TAIL_BYTES:])
     schema = re.match(rb'\{\n "schema": (\d{1,9}),\n', raw)
     if schema is not None and int(schema[1]) != SCHEMA:

@@ -1,8 +1,12 @@
-"""The recipe of the run that made a checkpoint, out of its manifest; no torch in here."""
+"""What was written about a run: its recipe, in the manifest of a checkpoint, and where it began, in run.json.
+
+No torch in here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,6 +26,19 @@ def recorded_config(checkpoint: Checkpoint) -> Config:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path}: the recipe in its manifest can't be read ({error})") from error
     return config
+
+
+def first_step(record: Mapping[str, Any], root: Path) -> int:
+    """Step of the checkpoint from elsewhere that the run began with, after which its own follow; 0: it began with none.
+
+    Args:
+        record: the content of run.json.
+        root: folder of the run's own checkpoints.
+    """
+    # What it was given replaces what it began with before; one of its own, to which it went back, does not.
+    given = [known for known in record.get("origins") or [] if Path(known["path"]).resolve().parent != root.resolve()]
+    found = given[-1] if given else record.get("branched_from")
+    return int(found["step"]) if found else 0
 
 
 def _decoded(hint: Any, value: Any) -> Any:

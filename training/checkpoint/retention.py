@@ -36,6 +36,8 @@ class Retention:
     """The task and metric of which the checkpoint with the best score stays."""
     scored_every: int = 0
     """Steps between scores, at each of which there is a checkpoint, too, when the best one is to stay; else 0."""
+    first_step: int = 0
+    """Step of the checkpoint from elsewhere that the run began with, else 0: what was passed until then is not its own."""
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be made after `step` steps; that at the end of the run is not looked at here."""
@@ -56,7 +58,8 @@ class Retention:
         """The steps whose checkpoints stay once that of `newest` is complete, and why, in order.
 
         A point of the run belongs to the first checkpoint at or after it, so that one that could not be saved in time is
-        made up for by the next. The step `newest` is always among them.
+        made up for by the next; one that was passed before the run began, at `first_step`, belongs to none. The step `newest`
+        is always among them.
 
         Args:
             existing: steps that have one. Later ones than `newest` are left-overs of a past that this run does not continue;
@@ -70,12 +73,16 @@ class Retention:
             reasons.setdefault(step, []).append("the newest" if self.keep == 1 else f"of the newest {self.keep}")
         for point, written in self.points:
             found = next((step for step in steps if step >= point), None)
-            if found is not None:
+            if found is not None and not point <= self.first_step < found:
                 reasons.setdefault(found, []).append(f"at {written}")
         passed = 0
         for step in steps:
+            if self.stretch is None:
+                break
+            if step > self.first_step:
+                passed = max(passed, self._stretches(self.first_step))
             # Before the end of the first stretch there is none to keep one of.
-            if self.stretch is not None and self._stretches(step) > passed:
+            if self._stretches(step) > passed:
                 passed = self._stretches(step)
                 reasons.setdefault(step, []).append(f"after every {float(self.stretch):g} steps")
         scored = [step for step in steps if step in scores]
@@ -96,12 +103,13 @@ class Retention:
         return math.floor(step / self.stretch)
 
 
-def retention_of(config: Config, rows_per_epoch: int | None) -> Retention:
+def retention_of(config: Config, rows_per_epoch: int | None, first_step: int = 0) -> Retention:
     """What a configuration, with its lengths resolved, says about checkpoints.
 
     Args:
         config: without problems.
         rows_per_epoch: rows in one pass over the data; None: not known, and points in epochs are left out.
+        first_step: of the checkpoint from elsewhere that the run began with; see `training.checkpoint.recorded.first_step`.
     """
     wanted = config.checkpoint
     points = ((steps_in(written, config, rows_per_epoch), written) for written in wanted.keep_at)
@@ -112,6 +120,7 @@ def retention_of(config: Config, rows_per_epoch: int | None) -> Retention:
         stretch=None if wanted.keep_every is None else steps_in(wanted.keep_every, config, rows_per_epoch),
         best=wanted.keep_best,
         scored_every=0 if wanted.keep_best is None else config.eval.every_steps,
+        first_step=first_step,
     )
 
 

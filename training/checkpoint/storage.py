@@ -143,25 +143,25 @@ def delete(root: Path, steps: Sequence[int]) -> list[int]:
             pass
         except OSError:
             stay.append(step)
-    _clear(root, _leftovers(root))
+    _clear(root, leftovers(root))
     return stay
 
 
-def _clear(root: Path, leftovers: Sequence[tuple[Path, re.Match[str]]]) -> None:
+def _clear(root: Path, found: Sequence[tuple[Path, re.Match[str]]]) -> None:
     """Remove what is no checkpoint any more, once the disk knows that it isn't: else a name could come back after a power
     cut, and the files not.
     """
-    if not leftovers:
+    if not found:
         return
     try:
         sync_folder(root)
     except OSError:
         return
-    for path, _ in leftovers:
+    for path, _ in found:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _leftovers(root: Path) -> list[tuple[Path, re.Match[str]]]:
+def leftovers(root: Path) -> list[tuple[Path, re.Match[str]]]:
     """Folders that are neither checkpoints nor anything else that people may have put there."""
     found = (
         (path, re.fullmatch(r"\.(\d+)(\.\w+)?\.(unfinished|replaced|deleted)", path.name)) for path in root.iterdir()
@@ -178,9 +178,9 @@ def tidy_up(root: Path) -> None:
     """Bring the folder of checkpoints in order after starts that were killed; nobody may be writing into it."""
     if not root.is_dir():
         return
-    for path, match in _leftovers(root):
+    for path, match in leftovers(root):
         if match[3] == "replaced" and not (root / match[1]).exists():
             # Killed after the old one had lost its name and before the new one had it.
             path.rename(root / match[1])
-    _clear(root, _leftovers(root))
+    _clear(root, leftovers(root))
     sync_folder(root)

@@ -324,6 +324,7 @@ class RunRecord:
             "started": earlier.get("started", now),
             "starts": [*earlier.get("starts", []), {"at": now, "world_size": self.world.size}],
             "finished": None,
+            "last_checkpoint": earlier.get("last_checkpoint"),
             **facts,
         }
         if not self.is_writer:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.unit.training.minimal import write_recipe
 from tests.unit.training.test_origin import write_checkpoint
+from training import command_line
 from training.command_line import (
     EXIT_DONE,
     EXIT_PREEMPTED,
@@ -268,6 +270,23 @@ class TestResume:
         capsys.readouterr()
         assert parse_command_line(back, {}) == 0
         assert "is done already" in capsys.readouterr().out
+
+    def test_where_it_begins_is_decided_once(
+        self, arguments: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is there when it is checked may be gone a moment later."""
+        find = command_line.find_origin
+        decided: list[Origin] = []
+
+        def find_origin(*arguments: Any, **options: Any) -> Origin:
+            decided.append(find(*arguments, **options))
+            shutil.rmtree(root)
+            return decided[-1]
+
+        monkeypatch.setattr(command_line, "find_origin", find_origin)
+        command = parse_command_line(arguments, {})
+        assert isinstance(command, Command)
+        assert decided == [command.origin]
 
     def test_it_is_in_the_help(self) -> None:
         done = run_python(MAIN, "--help")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.unit.training.minimal import minimal_config, write_recipe
 from training.checkpoint.manifest import MANIFEST, open_checkpoint, seal
 from training.config import Config, TrainConfig, to_dict
+from training.errors import CheckpointError
 from training.files import read_json, write_json
 from training.length import resolve
 from training.origin import (
@@ -23,7 +25,6 @@ from training.origin import (
     damage,
     find_origin,
     locate,
-    origin_problems,
     prepare,
     take_over_scores,
     too_short,
@@ -56,6 +57,15 @@ def digest(folder: Path) -> str:
 
 def changed(config: Config, section: str, **values: Any) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def origin_problems(config: Config, resume: Resume = "auto") -> list[str]:
+    """Why a start can't begin where it should; [] when it can."""
+    try:
+        find_origin(config, resume)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def problem_of(config: Config, resume: Resume = "auto") -> str:
@@ -211,6 +221,106 @@ class TestBack:
         assert find_origin(config, root / "5").kind == "given"
 
 
+class TestLinks:
+    """The same folders by other paths."""
+
+    @pytest.fixture
+    def link(self, config: Config, root: Path, tmp_path: Path) -> Path:
+        """A link to the run's directory."""
+        (tmp_path / "link").symlink_to(config.run.dir)
+        return tmp_path / "link"
+
+    def test_its_own_directory_is_auto(self, config: Config, link: Path) -> None:
+        assert find_origin(config, link) == find_origin(config, link / "checkpoints") == find_origin(config)
+
+    @pytest.mark.parametrize("name", ["link/checkpoints/5", "archived"])
+    def test_its_own_checkpoint(self, config: Config, root: Path, link: Path, name: str) -> None:
+        (link.parent / "archived").symlink_to(root / "5")
+        origin = find_origin(config, link.parent / name)
+        assert (origin.checkpoint, origin.sets_aside, origin.step) == (link.parent / name, 5, 5)
+        prepare(origin, config)
+        remember(config, origin, last_checkpoint=15)
+        assert sorted(path.name for path in root.iterdir()) == ["5", "set-aside-1"]
+        assert find_origin(config).kind == find_origin(config, link.parent / name).kind == "own"
+
+    def test_checkpoints_on_other_storage(self, config: Config, root: Path, tmp_path: Path) -> None:
+        root.rename(tmp_path / "scratch")
+        root.symlink_to(tmp_path / "scratch")
+        assert find_origin(config, tmp_path / "scratch").kind == "own"
+        for path in (root / "5", tmp_path / "scratch" / "5"):
+            assert find_origin(config, path).sets_aside == 5
+
+    def test_the_given_one_is_never_moved(self, config: Config, root: Path, tmp_path: Path) -> None:
+        # The run's own name of it is the link.
+        (root / "10").rename(tmp_path / "kept")
+        (root / "10").symlink_to(tmp_path / "kept")
+        with pytest.raises(CheckpointError) as caught:
+            prepare(find_origin(config, tmp_path / "kept"), config)
+        assert str(caught.value) == f"--resume {tmp_path / 'kept'}: is {root / '10'} of this run; give that path"
+        assert sorted(path.name for path in root.iterdir()) == ["10", "15", "5"]
+        prepare(find_origin(config, root / "10"), config)
+        assert sorted(path.name for path in root.iterdir()) == ["10", "5", "set-aside-1"]
+
+    def test_a_branch_of_itself(self, config: Config, root: Path, link: Path) -> None:
+        (root / "10").rename(config.run.dir / "moved")
+        for step in (5, 15):
+            (root / str(step)).rename(root / f"x{step}")
+        inside = changed(config, "run", branch_from=link / "moved")
+        assert "lies in this run's own run.dir" in problem_of(inside)
+
+
+class TestAway:
+    """A run that has saved, and whose checkpoints are not there."""
+
+    @pytest.fixture(autouse=True)
+    def record(self, config: Config, root: Path) -> None:
+        remember(config, Origin(), last_checkpoint=15)
+
+    def refused(self, config: Config) -> bool:
+        root = config.run.dir / "checkpoints"
+        problems = origin_problems(config)
+        assert origin_problems(config, "never") == problems
+        return problems == [
+            f'run.dir = "{config.run.dir}": run.json says that step 15 was saved, and {root} has no checkpoint; is its '
+            "storage mounted? Bring them back, or remove the run directory to begin the run anew"
+        ]
+
+    def test_it_is_not_begun_anew(self, config: Config, root: Path, tmp_path: Path) -> None:
+        root.rename(tmp_path / "scratch")
+        assert self.refused(config)
+        root.symlink_to(tmp_path / "not_mounted")
+        assert self.refused(config)
+        root.unlink()
+        (root / ".15.x.unfinished").mkdir(parents=True)
+        assert self.refused(config)
+        shutil.rmtree(root)
+        (tmp_path / "scratch").rename(root)
+        assert find_origin(config).kind == "own"
+
+    def test_a_branch_does_not_begin_again_at_its_branch_point(self, branch: Config) -> None:
+        remember(branch, find_origin(branch), last_checkpoint=15)
+        assert self.refused(branch)
+
+    def test_one_that_a_kill_has_hidden_is_there(self, config: Config, root: Path) -> None:
+        for step in (5, 10):
+            (root / str(step)).rename(root / f"x{step}")
+        (root / "15").rename(root / ".15.replaced")
+        assert find_origin(config).kind == "own"
+
+    def test_a_done_run_needs_none(self, config: Config, root: Path) -> None:
+        root.rename(root.with_name("gone"))
+        remember(config, Origin(), last_checkpoint=15, status="done")
+        assert origin_problems(config) == []
+
+    def test_a_run_that_was_given_another_has_none_yet(self, config: Config, root: Path, tmp_path: Path) -> None:
+        folder = write_checkpoint(tmp_path / "other", 7, config)
+        origin = find_origin(config, folder)
+        prepare(origin, config)
+        # As RunRecord.open takes over what it said before.
+        remember(config, dataclasses.replace(origin, facts={"last_checkpoint": 15, **origin.facts}))
+        assert (find_origin(config).checkpoint, find_origin(config).kind) == (folder, "given")
+
+
 class TestElsewhere:
     """--resume PATH to another run of the same recipe."""
 
@@ -233,7 +343,7 @@ class TestElsewhere:
             again = find_origin(config, resume)
             assert (again.root, again.checkpoint) == (config.run.dir / "checkpoints", other / "checkpoints" / "12")
             assert (again.kind, again.step, again.fingerprints) == ("given", 12, FOUND)
-            assert again.facts == origin.facts
+            assert again.facts == {"origins": origin.facts["origins"]}
 
     def test_all_own_ones_are_set_aside(self, config: Config, root: Path, other: Path) -> None:
         prepare(find_origin(config, other / "checkpoints" / "7"), config)
@@ -246,7 +356,7 @@ class TestElsewhere:
         (other / "checkpoints" / "12" / MANIFEST).unlink()
         assert problem_of(config) == (
             f'run.dir = "{config.run.dir}": has no checkpoint of its own yet, and the one it went on from can\'t be used: '
-            f"{other / 'checkpoints' / '12' / MANIFEST}: missing or unreadable, so the checkpoint was never completed"
+            f"{other / 'checkpoints' / '12' / MANIFEST}: missing, so the checkpoint was never completed"
         )
 
     def test_one_that_is_another_before_the_run_has_its_own(self, config: Config, other: Path) -> None:
@@ -277,7 +387,7 @@ class TestLocate:
 
     def test_a_folder_without_a_manifest(self, config: Config, tmp_path: Path) -> None:
         assert self.problem(config, tmp_path) == (
-            f"{tmp_path / MANIFEST}: missing or unreadable, so the checkpoint was never completed"
+            f"{tmp_path / MANIFEST}: missing, so the checkpoint was never completed"
         )
 
     def test_a_run_without_checkpoints(self, config: Config, tmp_path: Path) -> None:
@@ -312,7 +422,7 @@ class TestBranch:
         assert origin == Origin(
             root=branch.run.dir / "checkpoints", checkpoint=root / "10", kind="branch", step=10, fingerprints=FOUND,
             facts={"branched_from": {"path": str(root / "10"), "step": 10, "sha256": digest(root / "10")}},
-            lines=(f"branches from {root / '10'}",),
+            lines=(f"branches from {root / '10'}",), older=root / "5",
         )  # fmt: skip
         assert find_origin(branch, "never") == origin
 
@@ -490,6 +600,21 @@ class TestDamage:
         (folder / "f3").unlink()
         assert str(damage(origin, 0, 2)) == f"{folder / 'f3'}: missing"
 
+    def test_an_older_one_to_name_instead(self, config: Config, branch: Config, root: Path) -> None:
+        (root / "10" / "empty").write_text("x")
+        (root / "15" / "empty").unlink()
+        write_checkpoint(root, 20, config, files=[{"name": "x", "bytes": 1, "sha256": "0"}])
+        (root / "20" / "x").write_text("x")
+        branch = changed(changed(branch, "run", branch_from=root.parent), "train", steps=30)
+        origins = [find_origin(branch), find_origin(changed(config, "run", dir=branch.run.dir), root.parent)]
+        for origin in origins:
+            assert str(damage(origin, 0, 1)) == (
+                f"{root / '20' / 'x'}: content differs from what was written (SHA-256); name an older one: {root / '5'}"
+            )
+        # The run has decided before.
+        remember(branch, origins[0])
+        assert str(damage(find_origin(branch), 0, 1)).endswith("(SHA-256)")
+
     def test_own_ones_are_looked_at_later(self, config: Config, root: Path) -> None:
         assert damage(find_origin(config), 0, 1) is None
 
@@ -521,6 +646,17 @@ class TestScores:
             "be reported"
         ]
         assert not (branch.run.dir / "evals").exists()
+
+    def test_also_by_a_run_that_goes_on_from_another(self, config: Config, root: Path, tmp_path: Path) -> None:
+        self.parents(config, old_bits={"score": 0.5})
+        other = changed(config, "run", dir=tmp_path / "other")
+        assert prepare(find_origin(other, root / "5"), other) == [
+            f"goes on from step 5 of {root}, as --resume says", f"scores of step 0 of old_bits are those of {config.run.dir}",
+        ]  # fmt: skip
+        assert read_json(other.run.dir / "evals" / "0.json") == read_json(config.run.dir / "evals" / "0.json")
+        # One that goes back has its own.
+        (config.run.dir / "evals" / "0.json").unlink()
+        assert len(prepare(find_origin(config, root / "15"), config)) == 1
 
     def test_where_there_are_none(self, config: Config, branch: Config, root: Path, tmp_path: Path) -> None:
         (line,) = take_over_scores(root / "10", branch)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.training.minimal import minimal_config
-from training import saving
+from training import resuming, saving
 from training.checkpoint import storage
 from training.checkpoint.image import Copying
 from training.checkpoint.manifest import newest_good, verify
@@ -119,7 +119,9 @@ def refuse(problem: Exception | None, world: Any) -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeBench]:
-    monkeypatch.setattr(saving, "from_rank_0", lambda compute, world: compute())
+    for module in (saving, resuming):
+        monkeypatch.setattr(module, "from_rank_0", lambda compute, world: compute())
+    monkeypatch.setattr(resuming, "gather", lambda value, world: [value])
     monkeypatch.setattr(saving, "refuse_problems", refuse)
     monkeypatch.setattr(distributed, "sum_over_ranks", list)
     monkeypatch.setattr(saving, "merge_states", lambda states: states[0])
@@ -308,9 +310,9 @@ class TestResuming:
         with pytest.raises(CheckpointError) as caught:
             ours.resume(Progress())
         assert str(caught.value) == (
-            f"{ours.saver.root}: every checkpoint is damaged; remove the folder to start over at step 0"
+            f"{ours.saver.root}: every checkpoint is damaged; restore one, or remove the run directory to begin the run anew"
         )
-        assert "MANIFEST.json: missing or unreadable" in ours.said[0]
+        assert "MANIFEST.json: missing" in ours.said[0]
 
     def test_another_base_is_refused(self, bench: MakeBench) -> None:
         first = bench()
@@ -355,7 +357,7 @@ class TestFailures:
         cross_until(ours, lambda: bool(ours.said), "a warning")
         assert ours.said[0].startswith("WARNING: the checkpoint of step 2 could not be saved: ")
         assert f"{ours.saver.root}" in ours.said[0]
-        assert "nothing is saved yet. This is failure 1 of 5 in a row (checkpoint.max_failed)" in ours.said[0]
+        assert "nothing is saved yet. Training goes on, and it is tried again; this is failure 1 of 5" in ours.said[0]
         assert ours.saver.saved_step is None
         ours.saver.root.unlink()
         cross_until(ours, lambda: ours.saver.is_retry_due, "a second try")
@@ -364,6 +366,44 @@ class TestFailures:
         assert ours.steps() == [3]
         assert ours.said[1] == "the checkpoint of step 3 is saved: storage works again"
         assert ours.saver.signals() == (0, 0, 0)
+
+    def test_after_a_failure_only_time_decides_when_it_is_tried_again(self, bench: MakeBench) -> None:
+        ours = bench("--checkpoint.every_steps", "2", "--checkpoint.retry_after", "1min")
+        assert ours.saver.is_due(4)
+        self.make_unwritable(ours)
+        ours.save(4, 1.0)
+        ours.saver.finish()
+        assert not ours.saver.is_due(6), "the next failures would follow at once"
+        ours.saver.root.unlink()
+        ours.saver.settle(Progress(step=7))
+        assert ours.saver.is_due(8)
+
+    def test_the_last_tries_are_made_whatever_has_failed_before(self, bench: MakeBench) -> None:
+        ours = bench("--checkpoint.max_failed", "2")
+        self.make_unwritable(ours)
+        ours.save(2, 1.0)
+        ours.saver.finish()
+        with pytest.raises(CheckpointError, match="could not be saved in 3 tries"):
+            ours.saver.settle(Progress(step=3))
+        assert len(ours.said) == 4
+
+    def test_a_stop_where_the_start_began_saves_nothing(self, bench: MakeBench) -> None:
+        assert bench().saver.stopped(Progress()) is False
+        first = bench()
+        assert first.steps() == []
+        first.saver.settle(Progress(step=5))
+        second, progress = bench(), Progress()
+        second.resume(progress)
+        self.make_nothing_writable(second)
+        assert second.saver.stopped(progress) is False
+        assert second.said == []
+        progress.step = 6
+        with pytest.raises(CheckpointError, match="the state of step 6 could not be saved"):
+            second.saver.stopped(progress)
+
+    def make_nothing_writable(self, ours: Bench) -> None:
+        ours.saver.root.rename(ours.saver.root.with_name("aside"))
+        self.make_unwritable(ours)
 
     def test_up_to_a_limit(self, bench: MakeBench) -> None:
         ours = bench("--checkpoint.max_failed", "2")

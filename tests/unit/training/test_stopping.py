@@ -136,7 +136,7 @@ def test_a_second_ctrl_c_means_now(tmp_path: Path) -> None:
     # Launchers follow Ctrl-C up with SIGTERM: the first reason stays, and it is no second Ctrl-C.
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason == "SIGINT"
-    with pytest.raises(KeyboardInterrupt, match="a second Ctrl-C, so nothing was saved"):
+    with pytest.raises(KeyboardInterrupt, match="a second Ctrl-C: what came after the last checkpoint is not saved"):
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -23,6 +23,8 @@ def store(
     **more: Any,
 ) -> Path:
     """A checkpoint of whole tensors, cut for some ranks; optimizer states are ones. `more` goes into the manifest."""
+    # The run's directory is there when one saves, and not made for it.
+    root.parent.mkdir(parents=True, exist_ok=True)
     folder = unfinished_folder(root, step, "made")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = sizes_of(shapes, dict.fromkeys(shapes, states), world_size)

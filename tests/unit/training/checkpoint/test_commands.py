@@ -17,7 +17,7 @@ import torch
 from tests.ranks import ROOT
 from tests.unit.training.checkpoint.stored import store
 from tests.unit.training.minimal import minimal_config
-from training.checkpoint import commands
+from training.checkpoint import commands, storage
 from training.checkpoint.__main__ import main
 from training.checkpoint.manifest import Checkpoint
 from training.config import to_dict
@@ -51,8 +51,8 @@ def change_a_byte(path: Path, place: int = -1) -> None:
     path.write_bytes(content)
 
 
-def listed(capsys: Captured, *paths: Path) -> list[dict[str, Any]]:
-    assert main(["ls", *map(str, paths), "--json"]) == 0
+def listed(capsys: Captured, *paths: Path, code: int = 0) -> list[dict[str, Any]]:
+    assert main(["ls", *map(str, paths), "--json"]) == code
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return found
 
@@ -108,18 +108,78 @@ class TestListing:
         unfinished.mkdir()
         (unfinished / "half").write_bytes(bytes(500))
         size = shard(run, 100).stat().st_size
-        found = [(entry["step"], entry["state"], entry["problem"], entry["kept"]) for entry in listed(capsys, run)]
+        found = [
+            (entry["step"], entry["state"], entry["problem"], entry["kept"]) for entry in listed(capsys, run, code=1)
+        ]
         assert found == [
             (300, "damaged", f"rank-00000-of-00002.safetensors: has 5 bytes instead of {size}", []),
-            (200, "damaged", "MANIFEST.json: missing or unreadable, so the checkpoint was never completed", []),
+            (200, "damaged", "MANIFEST.json: missing, so the checkpoint was never completed", []),
             (100, "ok", None, ["the newest", "at 100 steps"]),
             (400, "unfinished", None, []),
         ]
-        assert listed(capsys, run)[-1]["bytes"] == 500
-        assert main(["ls", str(run)]) == 0
+        assert listed(capsys, run, code=1)[-1]["bytes"] == 500
+        assert main(["ls", str(run)]) == 1
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-1] for line in lines[4:8]] == ["damaged", "damaged", "ok", "unfinished"]
-        assert lines[-2] == f"damaged: {shard(run, 300)}: has 5 bytes instead of {size}"
+        assert lines[-2] == f"damaged: {run}/checkpoints/300: {shard(run, 300).name}: has 5 bytes instead of {size}"
+
+    def test_a_copy_under_the_name_of_another_step(self, run: Path, capsys: Captured) -> None:
+        copied = shutil.copytree(run / "checkpoints" / "100", run / "checkpoints" / "900")
+        entry = listed(capsys, run, code=1)[0]
+        assert (entry["step"], entry["state"]) == (900, "damaged")
+        assert entry["problem"] == "is that of step 100; was it renamed?"
+        assert main(["ls", str(run)]) == 1
+        message = f"{copied}: is that of step 100; was it renamed?"
+        assert f"damaged: {message}" in capsys.readouterr().out.splitlines()
+        code, lines = verified(capsys, run)
+        assert (code, lines[:2]) == (1, [f"{copied}: DAMAGED", f"  {message}"])
+        assert lines[-2] == f"{run}/checkpoints: a start of this run continues from step 300"
+
+    def test_what_a_kill_has_left_of_a_save_that_replaces_one(self, run: Path, capsys: Captured) -> None:
+        root = run / "checkpoints"
+        store(root, 50, TENSORS).rename(root / ".50.deleted")
+        shutil.copytree(root / "300", root / ".300.b2.unfinished")
+        (root / "300").rename(root / ".300.replaced")
+        shutil.copytree(root / "200", root / ".200.replaced")
+
+        def found() -> list[tuple[str, int, str, list[str]]]:
+            entries = listed(capsys, run)
+            return [(Path(each["path"]).name, each["step"], each["state"], each["kept"]) for each in entries]
+
+        assert found() == [
+            (".300.replaced", 300, "ok", ["the newest"]), ("200", 200, "ok", []), ("100", 100, "ok", ["at 100 steps"]),
+            (".200.replaced", 200, "deleted", []), (".300.b2.unfinished", 300, "unfinished", []),
+            (".50.deleted", 50, "deleted", []),
+        ]  # fmt: skip
+        code, lines = verified(capsys, run)
+        assert code == 0
+        assert [line.partition(", ")[0] for line in lines] == [
+            f"{root}/.300.replaced: ok",
+            f"{root}/200: ok",
+            f"{root}/100: ok",
+            f"{root}: a start of this run continues from step 300",
+            "nothing is damaged",
+        ]
+        # That is what a start makes of it.
+        storage.tidy_up(root)
+        assert found() == [
+            ("300", 300, "ok", ["the newest"]), ("200", 200, "ok", []), ("100", 100, "ok", ["at 100 steps"])
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("key", ["branched_from", "origins"])
+    def test_points_that_were_passed_before_the_run_began_keep_nothing(
+        self, run: Path, capsys: Captured, key: str
+    ) -> None:
+        start = {
+            "path": str(run.parent / "other" / "checkpoints" / "150"),
+            "given": "other",
+            "step": 150,
+            "sha256": "a",
+        }
+        shutil.rmtree(run / "checkpoints" / "100")
+        assert [entry["kept"] for entry in listed(capsys, run)] == [["the newest"], ["at 100 steps"]]
+        write_json(run / "run.json", {key: start if key == "branched_from" else [start]})
+        assert [entry["kept"] for entry in listed(capsys, run)] == [["the newest"], []]
 
     def test_why_they_are_kept_is_left_out_where_the_recipe_is_unknown(self, tmp_path: Path, capsys: Captured) -> None:
         store(tmp_path / "run" / "checkpoints", 5, TENSORS, config={"data": "?"})
@@ -157,6 +217,22 @@ class TestWhatIsNotThere:
     def test_others_are_listed_nevertheless(self, run: Path, capsys: Captured) -> None:
         assert main(["ls", str(run.parent / "nothing"), str(run), "--json"]) == 2
         assert len(json.loads(capsys.readouterr().out)) == 3
+
+    def test_others_are_verified_nevertheless(self, run: Path, capsys: Captured) -> None:
+        root, nothing = run / "checkpoints", run.parent / "nothing"
+        change_a_byte(shard(run, 200))
+        assert main(["verify", str(root / "100"), str(nothing), str(root / "200")]) == 2
+        told = capsys.readouterr()
+        assert [line.partition(", ")[0] for line in told.out.splitlines()] == [
+            f"{root}/100: ok",
+            f"{root}/200: DAMAGED",
+            f"  {shard(run, 200)}: content differs from what was written (SHA-256)",
+            "1 of 2 checkpoints damaged",
+        ]
+        assert f"error: {nothing}: no such folder; name a run, or a checkpoint\n" in told.err
+        # Of what was not found nobody knows whether it is damaged.
+        code, lines = verified(capsys, root / "100", nothing)
+        assert (code, len(lines)) == (2, 1)
 
 
 class TestVerifying:
@@ -225,10 +301,30 @@ class TestVerifying:
         code, lines = verified(capsys, run)
         assert code == 1
         assert lines[-2:] == [
-            f"{run}/checkpoints: every checkpoint is damaged, and a start of this run is refused; remove the folder to start over "
-            "at step 0",
+            f"{run}/checkpoints: every checkpoint is damaged, and a start of this run is refused; restore one, or remove the "
+            "run directory to begin the run anew",
             "3 of 3 checkpoints damaged",
         ]
+
+    def test_a_run_that_is_done(self, run: Path, capsys: Captured) -> None:
+        write_json(run / "run.json", {"status": "done"})
+        code, lines = verified(capsys, run)
+        assert (code, lines[-2:]) == (
+            0, [f"{run}/checkpoints: the run is done, and a start of it trains no further", "nothing is damaged"]
+        )  # fmt: skip
+        change_a_byte(shard(run, 300))
+        assert verified(capsys, run)[1][-2] == f"{run}/checkpoints: a start of this run continues from step 200"
+
+    def test_no_start_continues_from_what_was_set_aside(self, run: Path, capsys: Captured) -> None:
+        aside = run / "checkpoints" / "set-aside-1"
+        aside.mkdir()
+        for step in (200, 300):
+            (run / "checkpoints" / str(step)).rename(aside / str(step))
+        code, lines = verified(capsys, aside)
+        assert (code, len(lines), lines[-1]) == (0, 3, "nothing is damaged")
+        assert [(entry["step"], entry["kept"]) for entry in listed(capsys, aside)] == [(300, []), (200, [])]
+        assert main(["ls", str(aside)]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == str(aside)
 
     def test_there_is_only_an_unfinished_one(self, run: Path, capsys: Captured) -> None:
         shutil.rmtree(run / "checkpoints")
@@ -240,14 +336,14 @@ class TestVerifying:
         )
 
     def test_its_run_deletes_one_meanwhile(self, run: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-        check_file = commands.check_file
+        file_damage = commands.file_damage
 
-        def check(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
+        def damage(checkpoint: Checkpoint, entry: dict[str, Any]) -> str | None:
             if checkpoint.step == 200:
                 shutil.rmtree(checkpoint.path, ignore_errors=True)
-            check_file(checkpoint, entry)
+            return file_damage(checkpoint, entry)
 
-        monkeypatch.setattr(commands, "check_file", check)
+        monkeypatch.setattr(commands, "file_damage", damage)
         code, lines = verified(capsys, run)
         assert code == 0
         assert lines[1] == f"{run}/checkpoints/200: was deleted meanwhile, by its run"

@@ -25,6 +25,7 @@ from tests.ranks import ROOT, base_environment
 from tests.unit.training.checkpoint.stored import store
 from tests.unit.training.test_export import OneRank
 from training.checkpoint.__main__ import main
+from training.checkpoint.manifest import read_manifest
 from training.config import Config, to_dict
 from training.export import export, export_merged
 from training.model.build import DTYPES, folder_fingerprint, random_model
@@ -272,18 +273,37 @@ class TestFiles:
         assert main(["export", "../run", "--out", "."]) == 0
         assert contents(tmp_path / "new") == contents(run.config.run.dir / "export-7")
 
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_a_link_leads_to_the_folder_that_is_written(
+        self, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_there: bool
+    ) -> None:
+        run = make_run(tiny_recipe, tmp_path, DRAWN)
+        link, target = tmp_path / "link", tmp_path / "storage" / "exports"
+        if is_there:
+            target.mkdir(parents=True)
+        link.symlink_to(target)
+        assert main(["export", str(run.checkpoint), "--out", str(link)]) == 0
+        assert capsys.readouterr().out == f"exported step 7 (full) to {target}\n"
+        assert link.is_symlink()
+        assert (link / "config.json").exists()
+        assert main(["export", str(run.checkpoint), "--out", str(link)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: --out {link}: is there already; name a new or empty folder, or remove it\n"
+        )
+
     def test_the_newest_that_is_good_is_taken(
         self, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run = make_run(tiny_recipe, tmp_path, DRAWN)
-        newer = shutil.copytree(run.checkpoint, run.checkpoint.with_name("9"))
+        of_run = {key: read_manifest(run.checkpoint).manifest[key] for key in ("config", "fingerprints")}
+        newer = store(run.checkpoint.parent, 9, {"w": torch.zeros(3)}, **of_run)
         flip_last_bit(next(newer.glob("*.safetensors")))
         (shutil.copytree(newer, newer.with_name("11")) / "MANIFEST.json").unlink()
         assert main(["export", str(run.config.run.dir)]) == 0
         told = capsys.readouterr()
         assert told.out == f"exported step 7 (full) to {run.config.run.dir}/export-7\n"
         assert [line for line in told.err.splitlines() if line.startswith("damaged")] == [
-            f"damaged: {newer.with_name('11')}/MANIFEST.json: missing or unreadable, so the checkpoint was never completed",
+            f"damaged: {newer.with_name('11')}/MANIFEST.json: missing, so the checkpoint was never completed",
             f"damaged: {newer}/rank-00000-of-00001.safetensors: content differs from what was written (SHA-256)",
         ]
         # One that is named is taken or refused.

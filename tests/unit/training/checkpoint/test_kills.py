@@ -35,7 +35,8 @@ def save(root: Path, step: int, mark: str, delete: tuple[int, ...] = (), attempt
     ]
     described = content(step, mark, files)
     left = perform(
-        {"do": "commit", "folder": folder, "final": root / str(step), "content": described, "delete": delete}, iter(())
+        {"do": "commit", "folder": folder, "final": root / str(step), "content": described, "superfluous": delete},
+        iter(()),
     )
     assert left == []
 

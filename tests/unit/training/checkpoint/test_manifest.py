@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from training.checkpoint.manifest import (
     SCHEMA,
     Checkpoint,
     candidates,
+    first_damage,
     folders,
     newest_good,
     open_checkpoint,
@@ -159,14 +159,15 @@ class TestBytes:
         assert refusal(saved) == f"{saved / MANIFEST}: {message}"
 
     def test_what_is_no_file(self, saved: Path) -> None:
-        message = f"{saved / MANIFEST}: missing or unreadable, so the checkpoint was never completed"
+        message = f"{saved / MANIFEST}: missing, so the checkpoint was never completed"
         (saved / MANIFEST).unlink()
         assert refusal(saved) == message
+        # It may well be complete, on storage that does not give it now.
         (saved / MANIFEST).mkdir()
-        assert refusal(saved) == message
+        assert refusal(saved) == f"{saved / MANIFEST}: can't be read: Is a directory"
         (saved / MANIFEST).rmdir()
         (saved / MANIFEST).symlink_to(saved / MANIFEST)
-        assert refusal(saved) == message
+        assert refusal(saved) == f"{saved / MANIFEST}: can't be read: Too many levels of symbolic links"
 
 
 def sealed(body: bytes) -> bytes:
@@ -330,6 +331,15 @@ def test_all_damage_is_noticed_and_the_file_named(saved: Path, damage: Damage, t
     assert refusal(saved) is None
 
 
+def test_ranks_share_the_files(saved: Path) -> None:
+    (saved / shard_name(1, 2)).write_bytes(flipped((saved / shard_name(1, 2)).read_bytes(), random.Random(1)))
+    found = open_checkpoint(saved)
+    message = f"{saved / shard_name(1, 2)}: content differs from what was written (SHA-256)"
+    assert [first_damage(found), first_damage(found, 0, 2), first_damage(found, 1, 2)] == [message, None, message]
+    (saved / shard_name(0, 2)).unlink()
+    assert first_damage(found, 0, 2) == f"{saved / shard_name(0, 2)}: missing"
+
+
 def test_swapped_and_missing_files(saved: Path) -> None:
     first, second = (saved / shard_name(rank, 2) for rank in range(2))
     assert first.stat().st_size == second.stat().st_size
@@ -382,7 +392,7 @@ class TestFinding:
         assert found is not None
         assert found.step == 1
         assert damages == [
-            f"{tmp_path / '3' / MANIFEST}: missing or unreadable, so the checkpoint was never completed",
+            f"{tmp_path / '3' / MANIFEST}: missing, so the checkpoint was never completed",
             f"{shard}: content differs from what was written (SHA-256)",
         ]
         # As far as manifests and sizes go, the second one is good.
@@ -391,8 +401,14 @@ class TestFinding:
         assert quick.step == 2
         assert [found.step if isinstance(found, Checkpoint) else None for found in candidates(tmp_path)] == [None, 2, 1]
 
+    def test_one_that_was_renamed(self, saved: Path, tmp_path: Path) -> None:
+        assert open_checkpoint(saved.rename(saved.with_name("0004"))).step == 4
+        assert open_checkpoint(saved.with_name("0004").rename(tmp_path / "copy")).step == 4
+        renamed = (tmp_path / "copy").rename(saved.with_name("99"))
+        assert refusal(renamed) == f"{renamed}: is that of step 4; was it renamed?"
+
     def test_none_is_good(self, saved: Path) -> None:
-        shutil.copytree(saved, saved.with_name("5"))
+        store(saved.parent, 5, TENSORS, world_size=2)
         for name in ("4", "5"):
             os.truncate(saved.with_name(name) / shard_name(0, 2), 3)
         found, damages = newest_good(saved.parent)

@@ -44,6 +44,10 @@ class TestFromTheRecipe:
         found = retention_of(config_of(keep_at=("1 epoch", "3 steps"), keep_every="1 epoch"), None)
         assert (found.points, found.stretch) == (((3, "3 steps"),), None)
 
+    def test_where_the_run_began(self) -> None:
+        assert retention_of(config_of(), None).first_step == 0
+        assert retention_of(config_of(), None, 25).first_step == 25
+
     def test_a_percentage_is_of_the_resolved_run(self) -> None:
         config = config_of({"epochs": 2.0}, keep_at=("50 %",))
         assert retention_of(resolve(config, 400), 400).points == ((40, "50 %"),)
@@ -107,6 +111,16 @@ class TestKept:
         retention = Retention(every_steps=10, keep=1, points=((15, "x"),), stretch=Fraction(15))
         assert list(retention.kept([10, 20, 30, 40], newest=40)) == [20, 30, 40]
 
+    def test_what_was_passed_before_the_run_began_keeps_nothing(self) -> None:
+        """A run that began with a checkpoint of step 45 of another: points 20 and 45 and stretches until 40 are that one's."""
+        points = ((20, "20 %"), (45, "45 %"), (46, "46 %"))
+        retention = Retention(every_steps=10, keep=1, points=points, stretch=Fraction(20), first_step=45)
+        assert retention.kept([50, 55, 60, 70, 80, 85], newest=85) == {
+            50: ["at 46 %"], 60: ["after every 20 steps"], 80: ["after every 20 steps"], 85: ["the newest"]
+        }  # fmt: skip
+        # Whatever says so: one that was made until then is the run's own, with all that it is kept for.
+        assert list(retention.kept([20, 40, 50, 85], newest=85)) == [20, 40, 50, 85]
+
     def test_scores_without_a_wish_for_the_best_keep_nothing(self) -> None:
         assert list(Retention(every_steps=1, keep=1).kept([1, 2], newest=2, scores={1: 5.0})) == [2]
 
@@ -120,6 +134,7 @@ def retentions(draw: st.DrawFn) -> Retention:
         points=tuple((point, f"{point} steps") for point in points),
         stretch=draw(st.none() | st.fractions(1, 40, max_denominator=20)),
         best=draw(st.sampled_from([None, "task.metric"])),
+        first_step=draw(st.just(0) | st.integers(1, 120)),
     )
 
 
@@ -168,12 +183,13 @@ class TestProperties:
         there: set[int] = set()
         for_good: set[int] = set()
         seen: dict[int, float] = {}
-        step, kills = 0, set(kills)
+        begin = step = retention.first_step
+        kills = set(kills)
         while step < 120:
             step += 1
             if step in kills:
                 kills.remove(step)
-                step = max(there, default=0)
+                step = max(there, default=begin)
                 continue
             if retention.is_due(step) and step not in failing:
                 before = there
@@ -187,7 +203,11 @@ class TestProperties:
             if step in scored:
                 seen[step] = scored[step]
         for point, _ in retention.points:
-            later = [s for s in range(point, 121) if retention.is_due(s) and s not in failing]
+            later = [
+                s
+                for s in range(max(point, begin + 1), 121)
+                if point > begin and retention.is_due(s) and s not in failing
+            ]
             assert not later or later[0] in there
 
 

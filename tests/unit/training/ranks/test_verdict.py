@@ -62,7 +62,7 @@ def test_what_a_lost_peer_causes_is_an_echo(error: BaseException) -> None:
         # Of storage, or of a monitor.
         ConnectionResetError(104, "Connection reset by peer"),
         BrokenPipeError(32, "Broken pipe"),
-        KeyboardInterrupt("a second Ctrl-C, so nothing was saved"),
+        KeyboardInterrupt("a second Ctrl-C: what came after the last checkpoint is not saved"),
     ],
 )
 def test_other_errors_are_causes(error: BaseException) -> None:

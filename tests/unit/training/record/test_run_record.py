@@ -323,7 +323,7 @@ class TestRunJson:
     def test_a_later_start_keeps_when_it_began_and_every_start(
         self, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.opened(config).finish("preempted", step=5)
+        self.opened(config).finish("preempted", step=5, last_checkpoint=4)
         first = self.read(config)
         first["started"] = first["starts"][0]["at"] = "2020-01-01T00:00:00+00:00"
         write_json(config.run.dir / "run.json", first)
@@ -333,6 +333,9 @@ class TestRunJson:
         assert found["starts"][0]["at"] == "2020-01-01T00:00:00+00:00"
         assert len(found["starts"]) == 2
         assert (found["status"], found["finished"]) == ("running", None)
+        assert found["last_checkpoint"] == 4, "until this start has one, nothing else tells that there were any"
+        self.opened(config, last_checkpoint=None)
+        assert self.read(config)["last_checkpoint"] is None
 
     def test_only_rank_0_writes(self, config: Config) -> None:
         record = self.opened(config, rank=1)
