@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +111,16 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
         return EXIT_WRONG_CONFIGURATION
     assert world is not None
     assert origin is not None
-    is_done = (read_json(config.run.dir / "run.json") or {}).get("status") == "done"
+    record = read_json(config.run.dir / "run.json") or {}
+    if was_stopped_in_this_job(record, environment):
+        if world.rank == 0:
+            print(
+                f"{config.run.dir} was stopped by {record['stopped_by']}, and torchrun's restart does not change that; "
+                "start it again to continue",
+                flush=True,
+            )
+        return EXIT_PREEMPTED
+    is_done = record.get("status") == "done"
     # A done run goes back where it is told to, once.
     if is_done and origin.root is not None:
         if world.rank == 0:
@@ -134,6 +145,22 @@ def read_resume(text: str, problems: list[str]) -> Resume:
 def is_restart(environment: Mapping[str, str]) -> bool:
     """Whether a launcher has started this command line before, and does so again."""
     return any(environment.get(name, "0") != "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def was_stopped_in_this_job(record: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Whether torchrun starts anew what a start of its own has ended on request, as it takes code 85 for a failure.
+
+    SIGTERM is its own way to end ranks that it starts anew, with another number of nodes for instance; sent by others to all
+    processes of a job, it ends torchrun too.
+    """
+    if environment.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or record.get("status") != "preempted":
+        return False
+    if record.get("stopped_by") in (None, "SIGTERM") or not record.get("finished"):
+        return False
+    import psutil
+
+    # An earlier job may have been stopped, and a start of this one have failed before it had written anything.
+    return datetime.fromisoformat(record["finished"]).timestamp() >= psutil.Process(os.getppid()).create_time()
 
 
 def ds_config_problems(config: Config, path: Path | None) -> list[str]:

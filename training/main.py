@@ -116,6 +116,7 @@ def run(
     from data_pipeline import load_tokenizer
     from training import placements
     from training.boundary import Boundary
+    from training.checkpoint.recorded import first_step
     from training.checkpoint.retention import retention_of
     from training.costs.shape import from_hugging_face
     from training.data import length_of_epoch, open_data
@@ -189,8 +190,8 @@ def run(
     batches = StepBatches(stream, config, rank=world.rank)
     on_exit.enter_context(batches)
     progress = Progress()
-    first_step = origin.facts.get("branched_from", {}).get("step", 0)
-    saver = Saver(engine, batches, config, record, display, retention_of(config, rows_per_epoch, first_step), lifeline)
+    retention = retention_of(config, rows_per_epoch, first_step(origin.facts, config.run.dir / "checkpoints"))
+    saver = Saver(engine, batches, config, record, display, retention, lifeline)
     saver.prepare()
     on_exit.callback(saver.close)
     boundary = Boundary(stop, saver, lifeline)

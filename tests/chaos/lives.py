@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 from tests.chaos.system_calls import TRAINING, WRITER, kill_where_asked
 from tests.ranks import ROOT, Rank, program, rank_environments, start
-from training.checkpoint.manifest import Checkpoint, folders, verify
+from tests.unit.training.checkpoint.checking import verify
+from training.checkpoint.manifest import Checkpoint, folders
 from training.errors import CheckpointError
 
 EVERY_STEPS, KEEP = 2, 2

@@ -102,7 +102,7 @@ def test_a_rank_that_stands_still_is_named(tiny_recipe: Path, tmp_path: Path, vi
 
 
 def test_a_stop_before_the_others_have_come(tiny_recipe: Path, tmp_path: Path) -> None:
-    """Rank 0 waits in C for a rank that never comes."""
+    """Rank 0 waits for a rank that never comes."""
     with Job(tmp_path / "run", tiny_recipe, ranks=range(1)) as job:
 
         def is_waiting() -> bool:
@@ -173,6 +173,75 @@ def test_the_reason_of_another_rank_is_written_down(tiny_recipe: Path, tmp_path:
         job.signal(1, signal.SIGUSR1)
         assert job.codes(SECONDS) == [85, 85]
         assert job.record()["stopped_by"] == "SIGUSR1"
+
+
+LATE_END = """
+import logging, time
+shut_down = logging.shutdown
+def late():
+    time.sleep(0.5)
+    shut_down()
+logging.shutdown = late
+"""
+"""A patch: once all is closed the process takes its time to end."""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_good_end_is_no_death(tiny_recipe: Path, tmp_path: Path, late: int) -> None:
+    """Whichever rank ends last, stopped in the third step and then done."""
+    out = tmp_path / "run"
+    preempt = IN_STEP.format(step=3, code=f"__import__('pathlib').Path({str(out)!r}, 'PREEMPT').touch()")
+    patches = {rank: preempt + LATE_END * (rank == late) for rank in (0, 1)}
+    with Job(out, tiny_recipe, "--train.steps", "5", patches=patches) as job:
+        assert job.codes(180) == [85, 85]
+        assert job.last_line() == "run: stopped after step 3, everything saved; start it again to continue"
+        assert job.record()["stopped_by"] == "PREEMPT file"
+        no_death(job)
+    with Job(out, tiny_recipe, "--train.steps", "5", patches={late: LATE_END}) as job:
+        assert job.codes(180) == [0, 0]
+        assert (job.record()["status"], job.record()["step"]) == ("done", 5)
+        no_death(job)
+
+
+def no_death(job: Job) -> None:
+    for text in (job.said(), job.log(0), job.log(1)):
+        assert " died" not in text
+        assert "this run ends" not in text
+    assert not list(job.out.glob(".ended-*"))
+
+
+STOPPED_IN_STEP_3 = """
+import os, sys
+from pathlib import Path
+from training.main import leave, main
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    from training.engine import Engine
+    own, taken = Engine.step, []
+    def step(*arguments, **more):
+        taken.append(None)
+        if len(taken) == 3:
+            Path(sys.argv[sys.argv.index("--run.dir") + 1], "PREEMPT").touch()
+        return own(*arguments, **more)
+    Engine.step = step
+leave(main(sys.argv[1:]))
+"""
+
+
+def test_torchruns_restart_does_not_undo_a_stop(tiny_recipe: Path, tmp_path: Path) -> None:
+    out, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(STOPPED_IN_STEP_3)
+    command = [
+        str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--max-restarts", "2",
+        "--master_port", str(free_port()), str(program), "--recipe", str(tiny_recipe), "--run.dir", str(out),
+        "--train.placement", "replicated", "--eval.at_start", "false", "--train.steps", "5",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=base_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1, done.stderr
+    assert "stopped after step 3, everything saved; start it again to continue" in done.stdout
+    said = f"{out} was stopped by PREEMPT file, and torchrun's restart does not change that; start it again to continue"
+    assert said in done.stdout
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["step"], len(record["starts"])) == ("preempted", 3, 1)
 
 
 LATE_AFTER_A_RESTART = """

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.ranks import ROOT, base_environment, free_port
-from training.checkpoint.manifest import newest_good, verify
+from tests.unit.training.checkpoint.checking import newest_good, verify
 
 pytestmark = pytest.mark.dist
 

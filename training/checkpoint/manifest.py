@@ -174,18 +174,6 @@ def first_damage(checkpoint: Checkpoint, rank: int = 0, size: int = 1) -> str | 
     return next((damage for damage in damages if damage is not None), None)
 
 
-def verify(folder: Path) -> Checkpoint:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        CheckpointError: naming the first missing, truncated or changed file.
-    """
-    checkpoint = open_checkpoint(folder)
-    if (damage := first_damage(checkpoint)) is not None:
-        raise CheckpointError(damage)
-    return checkpoint
-
-
 def folders(root: Path) -> list[Path]:
     """What may be checkpoints under `root`, the newest first."""
     if not root.is_dir():
@@ -201,17 +189,6 @@ def candidates(root: Path) -> Iterator[Checkpoint | CheckpointError]:
             yield open_checkpoint(folder)
         except CheckpointError as error:
             yield error
-
-
-def newest_good(root: Path, check: Callable[[Path], Checkpoint] = verify) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint under `root`, and a message for every newer one that is damaged."""
-    damages: list[str] = []
-    for folder in folders(root):
-        try:
-            return check(folder), damages
-        except CheckpointError as error:
-            damages.append(str(error))
-    return None, damages
 
 
 def _read(path: Path) -> dict[str, Any]:

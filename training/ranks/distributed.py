@@ -21,12 +21,15 @@ from training.recipe import ConfigError
 from training.world import World, interface_to
 
 
-def init_distributed(world: World, *, patience: timedelta | None = None) -> torch.device:
+def init_distributed(
+    world: World, *, patience: timedelta | None = None, say: Callable[[str], None] | None = None
+) -> torch.device:
     """Join the process group and return this rank's device: a GPU when there are any, else the CPU.
 
     Args:
         world: this rank and all others.
         patience: how long to wait for other ranks, here and in every collective; else DEEPSPEED_TIMEOUT minutes, or 30.
+        say: gets a line on one of the ranks that wait, when others are long in coming.
 
     Raises:
         ConfigError: on all ranks, when one of them has no GPU of its own.
@@ -48,9 +51,9 @@ def init_distributed(world: World, *, patience: timedelta | None = None) -> torc
             # DeepSpeed goes by it.
             os.environ["LOCAL_RANK"] = str(index)
     timeout = patience or timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
-    store = store_of_this_start(world, timeout)
-    place: dict[str, Any] = {} if store is None else {"store": store, "rank": world.rank, "world_size": world.size}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timeout, **place)
+    store = store_of_this_start(world, timeout, say)
+    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=world.rank, world_size=world.size)
     for text in gather(None if problem is None else problem.problems[0], world):
         if text is not None:
             raise ConfigError([text])

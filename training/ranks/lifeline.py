@@ -133,6 +133,9 @@ class Lifeline:
         elif self._world.rank == 0:
             # The launcher ends ranks that wait for this one.
             self._speak(decide([report], places={}, hosts={}, stacks=self._stacks))
+        else:
+            text = decide([report], places={}, hosts={}, stacks=self._stacks).text
+            print(f"rank {self._world.rank}: {text}", flush=True)
         _leave(EXIT_PREEMPTED)
 
     def fail(self, error: BaseException, *, is_user_error: bool) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,39 @@ class TestRunDirectory:
     def test_an_unfinished_run_is_continued(self, arguments: list[str], status: str) -> None:
         write_record(arguments, status=status)
         assert isinstance(parse_command_line(arguments, {}), Command)
+
+    def test_torchruns_restart_does_not_undo_a_stop(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        run_dir = write_record(arguments, status="preempted", stopped_by="PREEMPT file", finished=now)
+        restart = {"TORCHELASTIC_RESTART_COUNT": "1"}
+        assert parse_command_line(arguments, torch_variables(0, 2) | restart) == 85
+        assert capsys.readouterr() == (
+            f"{run_dir} was stopped by PREEMPT file, and torchrun's restart does not change that; "
+            "start it again to continue\n", "",
+        )  # fmt: skip
+        assert parse_command_line(arguments, torch_variables(1, 2) | restart) == 85
+        assert capsys.readouterr() == ("", "")
+        for count in ({}, {"TORCHELASTIC_RESTART_COUNT": "0"}, {"SLURM_RESTART_COUNT": "1"}):
+            assert isinstance(parse_command_line(arguments, torch_variables(0, 2) | count), Command)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"status": "failed", "stopped_by": None},
+            # By torchrun itself.
+            {"stopped_by": "SIGTERM"},
+            # By an earlier job.
+            {"finished": "2020-01-01T00:00:00+00:00"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_torchruns_restart_goes_on_after_another_end(self, arguments: list[str], change: dict[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_record(arguments, **{"status": "preempted", "stopped_by": "wall time", "finished": now, **change})
+        restart = {"TORCHELASTIC_RESTART_COUNT": "1"}
+        assert isinstance(parse_command_line(arguments, torch_variables(0, 2) | restart), Command)
 
     def test_another_recipes_directory_is_refused_with_what_differs(
         self, arguments: list[str], capsys: pytest.CaptureFixture[str]

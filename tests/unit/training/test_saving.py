@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.unit.training.checkpoint.checking import newest_good, verify
 from tests.unit.training.minimal import minimal_config
 from training import resuming, saving
 from training.checkpoint import storage
 from training.checkpoint.image import Copying
-from training.checkpoint.manifest import newest_good, verify
 from training.checkpoint.retention import retention_of
 from training.checkpoint.writer import Writer
 from training.costs import fitting

@@ -13,7 +13,8 @@ import pytest
 
 from tests.chaos.power_loss import Content, Disk, Ended, write_content
 from tests.chaos.system_calls import intercepted, killed_at
-from training.checkpoint.manifest import MANIFEST, Checkpoint, folders, newest_good, verify
+from tests.unit.training.checkpoint.checking import newest_good, verify
+from training.checkpoint.manifest import MANIFEST, Checkpoint, folders
 from training.checkpoint.storage import tidy_up, unfinished_folder
 from training.checkpoint.writer_process import perform
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.training.checkpoint.checking import newest_good, verify
 from tests.unit.training.checkpoint.stored import store
 from training.checkpoint.image import shard_name
 from training.checkpoint.manifest import (
@@ -24,10 +25,8 @@ from training.checkpoint.manifest import (
     candidates,
     first_damage,
     folders,
-    newest_good,
     open_checkpoint,
     seal,
-    verify,
 )
 from training.checkpoint.slices import check_parameters, read_state
 from training.errors import CheckpointError

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.training.checkpoint.checking import verify
 from tests.unit.training.checkpoint.stored import slice_of, store
 from training.checkpoint.image import shard_name
-from training.checkpoint.manifest import MANIFEST, Checkpoint, open_checkpoint, seal, verify
+from training.checkpoint.manifest import MANIFEST, Checkpoint, open_checkpoint, seal
 from training.checkpoint.slices import Shards, check_parameters, overlaps, read_state
 from training.errors import CheckpointError
 

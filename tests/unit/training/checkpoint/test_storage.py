@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.unit.training.checkpoint.checking import newest_good, verify
 from tests.unit.training.checkpoint.stored import store
 from training.checkpoint import storage
 from training.checkpoint.image import shard_name
-from training.checkpoint.manifest import MANIFEST, newest_good, verify
+from training.checkpoint.manifest import MANIFEST
 from training.checkpoint.storage import commit, discard, tidy_up, unfinished_folder, write_file
 
 W = {"w": torch.arange(3.0)}

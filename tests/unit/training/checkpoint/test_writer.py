@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.ranks import ROOT
+from tests.unit.training.checkpoint.checking import verify
 from training.checkpoint.image import ShardImage
-from training.checkpoint.manifest import verify
 from training.checkpoint.writer import BackgroundWriter, DirectWriter, Writer
 
 CONTENT = {

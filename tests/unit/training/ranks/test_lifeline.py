@@ -145,9 +145,8 @@ def test_a_stop_before_the_ranks_are_connected(
         with pytest.raises(Left):
             lifeline(number).stop("SIGTERM")
     assert exits == [85, 85]
-    assert capsys.readouterr().out == (
-        "run: stopped by SIGTERM during start-up, nothing was lost; start it again to continue\n"
-    )
+    why = "stopped by SIGTERM during start-up, nothing was lost; start it again to continue\n"
+    assert capsys.readouterr().out == f"rank 1: {why}run: {why}"
 
 
 def test_the_record_is_closed_by_who_speaks(
