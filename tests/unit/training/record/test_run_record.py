@@ -334,6 +334,7 @@ class TestRunJson:
         assert len(found["starts"]) == 2
         assert (found["status"], found["finished"]) == ("running", None)
         assert found["last_checkpoint"] == 4, "until this start has one, nothing else tells that there were any"
+        assert found["step"] == 5, "what is resumed says otherwise, if anything does"
         self.opened(config, last_checkpoint=None)
         assert self.read(config)["last_checkpoint"] is None
 
