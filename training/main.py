@@ -145,7 +145,7 @@ def run(
     except USER_ERRORS as error:
         problem = error
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
-    device = init_distributed(world)
+    device = init_distributed(world, say=display.say)
     refuse_problems(problem, world)
     limit = command.config.train.hang_timeout
     lifeline.connect(hang_timeout=None if limit is None else parse_duration(limit))

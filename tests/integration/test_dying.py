@@ -177,13 +177,17 @@ def test_the_reason_of_another_rank_is_written_down(tiny_recipe: Path, tmp_path:
 
 LATE_END = """
 import logging, time
-shut_down = logging.shutdown
-def late():
+from training.ranks.lifeline import Lifeline
+close, shut_down = Lifeline.close, logging.shutdown
+def late_close(lifeline):
+    time.sleep(0.5)
+    close(lifeline)
+def late_shutdown():
     time.sleep(0.5)
     shut_down()
-logging.shutdown = late
+Lifeline.close, logging.shutdown = late_close, late_shutdown
 """
-"""A patch: once all is closed the process takes its time to end."""
+"""A patch: the process takes its time to say goodbye, and to end."""
 
 
 @pytest.mark.parametrize("late", [0, 1])
