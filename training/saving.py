@@ -133,7 +133,7 @@ class Saver:
         self.is_retry_due = False
         if self._has(progress.step):
             return
-        began = time.perf_counter()
+        began, stalled = time.perf_counter(), self._stall_seconds
         self.finish()
         self._attempts += 1
         self._alive(progress.step)
@@ -154,7 +154,8 @@ class Saver:
         else:
             # It is written from where the next step would change it.
             self.finish()
-        self._stall_seconds += time.perf_counter() - began
+        # What was waited for in here is in it already.
+        self._stall_seconds = stalled + time.perf_counter() - began
 
     def _alive(self, step: int) -> None:
         if self._lifeline is not None:
