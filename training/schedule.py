@@ -21,7 +21,9 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     if config.schedule in ("constant", "trapezoid", "inverse_sqrt"):
         cooled = max(0, step - (steps - config.cooldown_steps))
         value = _before_cooldown(since_warmup - cooled, config)
-        return value + (final - value) * cooled / config.cooldown_steps if cooled else value
+        # So that the last step has exactly the final fraction: a rounding error below 0 would be a negative learning rate.
+        part = cooled / config.cooldown_steps if cooled else 0.0
+        return value * (1 - part) + final * part
     progress = since_warmup / max(1, steps - config.warmup_steps)
     shape = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return final + (1 - final) * shape

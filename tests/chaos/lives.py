@@ -186,7 +186,7 @@ class Run:
         died = last_words.read_text() if last_words.exists() else None
         if died is None and not (was_struck and blow and blow.kind not in ("PREEMPT", "SIGTERM")):
             broken += self._wrong_end(codes, was_asked=was_struck)
-        said = [f"--- rank {rank}\n{path.read_text(errors='replace')[-4000:]}" for rank, path in enumerate(outputs)]
+        said = [f"--- rank {rank}\n{_said(path)[-4000:]}" for rank, path in enumerate(outputs)]
         return Life(
             blow=blow, world_size=world_size, resumed_from=resumed, reached=self.reached(), newest=self.newest,
             codes=codes, killed_itself=died, was_struck=was_struck, seconds=time.monotonic() - began,
@@ -391,9 +391,14 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def _said(output: Path) -> str:
+    """What a rank has printed; it may have been killed before it had a file for that."""
+    return output.read_text(errors="replace") if output.exists() else ""
+
+
 def _resumed_from(output: Path) -> int | None:
     """The step after which a life goes on, as rank 0 said; None while it hasn't come to that."""
-    text = output.read_text(errors="replace") if output.exists() else ""
+    text = _said(output)
     if found := re.search(r"resuming after step (\d+) of", text):
         return int(found[1])
     return 0 if " parameters train" in text else None

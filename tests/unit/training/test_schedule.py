@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from training.config import OptimConfig
@@ -106,6 +106,7 @@ def closed_form(schedule: str, at: float, of: float, cooldown: float, scale: flo
     return float((1 + at / scale) ** -0.5) if schedule == "inverse_sqrt" else 1.0
 
 
+@example(schedule="inverse_sqrt", warmup=0, cooldown=13, flat=1, scale=1, final=0.0)
 @given(
     schedule=st.sampled_from(["constant", "linear", "cosine", "trapezoid", "inverse_sqrt"]),
     warmup=st.integers(0, 50), cooldown=st.integers(1, 50), flat=st.integers(0, 50), scale=st.integers(1, 300),
