@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except (BrokenPipeError, SystemExit):
-        # The latter is how rich puts the former. Whoever read the output (head, less) has seen enough; the interpreter must not write to it when it ends.
+        # The latter is how rich puts the former. Whoever read the output (head, less) has seen enough; the interpreter must
+        # not write to it when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from training.checkpoint.manifest import Checkpoint
 from training.config import Config
 from training.errors import CheckpointError
+from training.origin import is_among
 
 
 def recorded_config(checkpoint: Checkpoint) -> Config:
@@ -36,7 +37,7 @@ def first_step(record: Mapping[str, Any], root: Path) -> int:
         root: folder of the run's own checkpoints.
     """
     # What it was given replaces what it began with before; one of its own, to which it went back, does not.
-    given = [known for known in record.get("origins") or [] if Path(known["path"]).resolve().parent != root.resolve()]
+    given = [known for known in record.get("origins") or [] if not is_among(Path(known["path"]), root)]
     found = given[-1] if given else record.get("branched_from")
     return int(found["step"]) if found else 0
 

@@ -52,17 +52,22 @@ def write_file(path: Path, chunks: Iterable[Any], *, read_back: bool) -> dict[st
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         for chunk in chunks:
-            rest = memoryview(chunk).cast("B")
-            digest.update(rest)
-            while rest:
-                count = os.write(descriptor, rest)
-                written, rest = written + count, rest[count:]
+            piece = memoryview(chunk).cast("B")
+            digest.update(piece)
+            _write_all(descriptor, piece)
+            written += len(piece)
         os.fsync(descriptor)
         if read_back and _digest_on_disk(descriptor) != digest.hexdigest():
             raise OSError(errno.EIO, "reads differently from what was written", str(path))
     finally:
         os.close(descriptor)
     return {"name": path.name, "bytes": written, "sha256": digest.hexdigest()}
+
+
+def _write_all(descriptor: int, rest: memoryview) -> None:
+    """Write all of it; a single call may take a part only."""
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _digest_on_disk(descriptor: int) -> str:
@@ -95,9 +100,7 @@ def commit(folder: Path, final: Path, content: dict[str, Any], superfluous: Sequ
         _await_file(folder / entry["name"], entry["bytes"])
     descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        rest = memoryview(seal(content))
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        _write_all(descriptor, memoryview(seal(content)))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
