@@ -13,13 +13,13 @@ _MODULE_OF = {
     "EvalConfig": "config",
     "EvalError": "errors",
     "TaskConfig": "config",
-    "build_report": "summary",
-    "check_tasks": "scoring",
-    "evaluate": "scoring",
+    "build_report": "report.summary",
+    "check_tasks": "held_out.evaluate",
+    "evaluate": "held_out.evaluate",
     "find_runs": "results",
     "load_run": "results",
-    "summary_table": "report",
-    "write_report": "report",
+    "summary_table": "report.write",
+    "write_report": "report.write",
     "write_result": "results",
 }
 

@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from evals.report import summary_table, write_report
+    from evals.report.write import summary_table, write_report
 
     report, page = write_report(args.root, args.out)
     _console().print(summary_table(report))
@@ -54,7 +54,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
-    from evals import collect
+    from evals.collect import table as collect
 
     rows = collect.collect(args.root)
     if args.json:

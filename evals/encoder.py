@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evals.errors import EvalError
-from evals.examples import Encode
+from evals.scoring.rows import Encode
 
 FILES = ("tokenizer.model", "tokenizer.json")
 

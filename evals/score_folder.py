@@ -59,7 +59,7 @@ def score_folder(
     import torch
 
     from evals.encoder import load_encoder
-    from evals.scoring import evaluate
+    from evals.held_out.evaluate import evaluate
 
     encode, bos_id = load_encoder(tokenizer if tokenizer is not None else Path(model_dir))
     if device == "auto":

@@ -146,5 +146,5 @@ def scores(run_dir: Path, best: str | None, steps: Iterable[int]) -> dict[int, f
 
 def metric_of(kind: str) -> str:
     """What a task of this kind measures."""
-    metric: str = importlib.import_module(f"evals.{kind}").METRIC
+    metric: str = importlib.import_module(f"evals.held_out.{kind}").METRIC
     return metric

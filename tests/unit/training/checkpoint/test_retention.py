@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
 from evals.config import EvalConfig, Kind
-from evals.scoring import TASKS
+from evals.held_out.evaluate import TASKS
 from tests.unit.training.minimal import problems_of, write_recipe
 from training.checkpoint.retention import Retention, metric_of, retention_of, scores
 from training.config import CheckpointConfig, Config, TrainConfig

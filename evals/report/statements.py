@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from evals.arithmetic.forgetting import Estimate, average, contrast, estimate
 from evals.errors import EvalError
-from evals.forgetting import Estimate, average, contrast, estimate
 from evals.formatting import signed
-from evals.methods import Method
+from evals.report.methods import Method
 
 QUANTITIES = {"forgotten": "old", "learned": "new"}
 

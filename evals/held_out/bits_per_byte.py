@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evals.calibration import log_mean_exp
+from evals.arithmetic.calibration import log_mean_exp
+from evals.arithmetic.estimators import ratio
 from evals.config import TaskConfig
-from evals.documents import draw_documents
-from evals.estimators import ratio
-from evals.examples import Encode, Example, Row
+from evals.held_out.documents import draw_documents
+from evals.scoring.rows import Encode, Example, Row
 
 METRIC = "bits_per_byte"
 HIGHER_IS_BETTER = False

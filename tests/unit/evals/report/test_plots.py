@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from evals import plots
+from evals.report import plots
 
 
 def report(*points: tuple[str, float, float]) -> dict[str, Any]:

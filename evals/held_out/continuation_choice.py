@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from evals import calibration
+from evals.arithmetic import calibration
+from evals.arithmetic.estimators import ratio
 from evals.config import TaskConfig, choice_fits
-from evals.documents import draw_documents
 from evals.errors import EvalError
-from evals.estimators import ratio
-from evals.examples import Encode, Example, Row
+from evals.held_out.documents import draw_documents
+from evals.scoring.rows import Encode, Example, Row
 
 METRIC = "accuracy"
 HIGHER_IS_BETTER = True

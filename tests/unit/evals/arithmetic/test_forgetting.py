@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals.arithmetic.forgetting import Estimate, average, changes, contrast, estimate, forgotten, learned, nll_changes
 from evals.errors import EvalError
-from evals.forgetting import Estimate, average, changes, contrast, estimate, forgotten, learned, nll_changes
 
 
 def bits(values: list[float], sizes: list[int], **overrides: Any) -> dict[str, Any]:

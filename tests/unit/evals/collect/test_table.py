@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evals import collect
+from evals.collect import table as collect
 from evals.errors import EvalError
-from evals.summary import build_report
+from evals.report.summary import build_report
 
 
 def by_run(root: Path) -> dict[str, dict[str, object]]:

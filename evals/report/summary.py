@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.arithmetic.forgetting import estimate
 from evals.errors import EvalError
-from evals.forgetting import estimate
-from evals.methods import METRICS, Method, measure
+from evals.report.methods import METRICS, Method, measure
+from evals.report.statements import compare_methods, headline
 from evals.results import Run, find_runs
-from evals.statements import compare_methods, headline
 
 SCHEMA = 1
 MAX_CURVE_POINTS = 200

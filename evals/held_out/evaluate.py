@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from evals import bits_per_byte, continuation_choice
 from evals.config import TaskConfig
 from evals.errors import EvalError
-from evals.examples import Encode, Example, Row, fingerprint
+from evals.held_out import bits_per_byte, continuation_choice
+from evals.scoring.rows import Encode, Example, Row, fingerprint
 
 TASKS: dict[str, Any] = {"bits_per_byte": bits_per_byte, "continuation_choice": continuation_choice}
 """Kind of task -> module with `build`, `summarize`, `summarize_posterior`, METRIC and HIGHER_IS_BETTER."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import formatting as fmt
+from evals.arithmetic.forgetting import Estimate
 from evals.errors import EvalError
-from evals.forgetting import Estimate
-from evals.methods import METRICS, Method, measure
+from evals.report.methods import METRICS, Method, measure
 from evals.results import Run, find_runs, write_json
 
 if TYPE_CHECKING:

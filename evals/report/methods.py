@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from evals.arithmetic.forgetting import Changes, Estimate, average, changes, estimate, nll_changes
 from evals.errors import EvalError
-from evals.forgetting import Changes, Estimate, average, changes, estimate, nll_changes
 from evals.results import Run
 
 METRICS = ("bits_per_byte", "accuracy")

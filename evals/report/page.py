@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from evals import formatting as fmt
-from evals import plots
-from evals.page_style import CSS
-from evals.summary import relative_change
+from evals.report import plots
+from evals.report.page_style import CSS
+from evals.report.summary import relative_change
 
 Report = Mapping[str, Any]
 

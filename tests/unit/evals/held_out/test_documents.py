@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evals.documents import draw_documents
 from evals.errors import EvalError
+from evals.held_out.documents import draw_documents
 
 
 def test_order_is_seeded_and_complete(jsonl: Callable[..., Path]) -> None:

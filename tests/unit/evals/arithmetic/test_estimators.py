@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.estimators import ratio
+from evals.arithmetic.estimators import ratio
 
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import formatting as fmt
+from evals.report.summary import build_report
 from evals.results import write_json
-from evals.summary import build_report
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,8 +27,8 @@ def write_report(root: Path, out: Path | None = None) -> tuple[dict[str, Any], P
     Raises:
         EvalError: there is nothing to report.
     """
-    from evals import plots
-    from evals.page import render
+    from evals.report import plots
+    from evals.report.page import render
 
     out = Path(out) if out is not None else Path(root) / "report"
     report = build_report(Path(root))

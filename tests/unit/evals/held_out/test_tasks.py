@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import bits_per_byte, continuation_choice
-from evals.bits_per_byte import _example
 from evals.config import TaskConfig
 from evals.errors import EvalError
-from evals.examples import Example, fingerprint
+from evals.held_out import bits_per_byte, continuation_choice
+from evals.held_out.bits_per_byte import _example
+from evals.scoring.rows import Example, fingerprint
 
 BOS = 1
 TEXTS = ["".join(chr(97 + (i * 7 + j * j) % 26) for j in range(60 + 11 * i)) for i in range(8)]

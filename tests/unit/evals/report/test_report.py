@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from evals.errors import EvalError
-from evals.report import summary_table, write_report
+from evals.report.summary import build_report, relative_change
+from evals.report.write import summary_table, write_report
 from evals.results import write_result
-from evals.summary import build_report, relative_change
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

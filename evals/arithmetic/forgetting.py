@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.arithmetic.estimators import Z_95, ratio
 from evals.errors import EvalError
-from evals.estimators import Z_95, ratio
 
 UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "nll": "nats"}
 

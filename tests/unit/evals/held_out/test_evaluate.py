@@ -18,11 +18,11 @@ import torch
 
 from evals.config import TaskConfig
 from evals.errors import EvalError
-from evals.examples import Row
-from evals.scoring import _deal, evaluate, row_loglikelihoods
+from evals.held_out.evaluate import _deal, evaluate, row_loglikelihoods
+from evals.scoring.rows import Row
 
 REPOSITORY = Path(__file__).parents[3]
-WORKER = Path(__file__).with_name("scoring_worker.py")
+WORKER = Path(__file__).with_name("evaluate_worker.py")
 TEXTS = [f"document {i}: " + "".join(chr(97 + (i * 5 + j * j) % 26) for j in range(9 * i + 5)) for i in range(7)]
 
 
@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scoring_worker", WORKER)
+    spec = importlib.util.spec_from_file_location("evaluate_worker", WORKER)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -77,7 +77,7 @@ def test_bits_per_byte_is_the_brute_force_loop(model: Any, worker: ModuleType, j
 
 
 def test_choices_are_scored_given_their_context(model: Any, worker: ModuleType, jsonl: Callable[..., Path]) -> None:
-    from evals import continuation_choice
+    from evals.held_out import continuation_choice
 
     model.eval()
     path = jsonl(TEXTS)
@@ -165,7 +165,7 @@ def test_no_tasks_need_no_forward(model: Any, worker: ModuleType, tmp_path: Path
 def test_draws_are_averaged_and_leave_the_rest_alone(
     model: Any, worker: ModuleType, jsonl: Callable[..., Path]
 ) -> None:
-    from evals import continuation_choice
+    from evals.held_out import continuation_choice
 
     model.eval()
     path, sampled = jsonl(TEXTS), worker.sampler(model)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical
 
-from evals.calibration import (
+from evals.arithmetic.calibration import (
     expected_calibration_error,
     log_mean_exp,
     log_softmax,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evals.config import TaskConfig
-from evals.scoring import evaluate
+from evals.held_out.evaluate import evaluate
 
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 

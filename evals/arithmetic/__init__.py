@@ -1,0 +1,1 @@
+"""What scores mean: paired differences, intervals, forgetting, calibration. Pure functions."""
