@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
+
+from evals.errors import EvalError
+from evals.harness.specs import TaskSpec, parse_specs
 
 Kind = Literal["bits_per_byte", "continuation_choice"]
 Domain = Literal["new", "old"]
@@ -74,6 +78,18 @@ class EvalConfig:
     """Score the model as loaded (step 0). Learning and forgetting are differences to this score."""
     every_steps: int = 0
     """Also score every this many optimizer steps; 0 = only first and last."""
+    every: str | None = None
+    """The same as a length, such as "0.5e9 tokens", "5 %" or "1 epochs", rounded to whole steps; instead of every_steps."""
+    suites: tuple[str, ...] = ()
+    """Suites and tasks of lm-evaluation-harness, scored whenever the tasks are: [new=|old=]NAME[:SHOTS][@EXAMPLES], such as
+    "forgetting@200" for the first 200 examples of each of its tasks."""
+    final_suites: tuple[str, ...] = ()
+    """Suites and tasks scored before training (with at_start) and at its end only, such as "forgetting", "learning-code"."""
+    data_dir: Path | None = None
+    """Folder with the data sets of suites, for clusters without internet; None = the hub and its cache."""
+    code_isolation: Literal["required", "none"] = "required"
+    """required: programs that a model wrote run in a sandbox, or not at all. none: they run with your rights; they can
+    delete your files."""
     batch_rows: int = 8
     """Rows per forward on each rank. Changes speed and memory, not scores."""
     posterior_samples: int = 0
@@ -91,11 +107,45 @@ class EvalConfig:
                 "posterior_samples",
                 f"{self.posterior_samples} is negative; use 0 for the posterior mean only, or a number of draws",
             )
+        if self.code_isolation not in ("required", "none"):
+            yield "code_isolation", f"{self.code_isolation!r} is not a choice; use required, or none"
+        yield from self._suite_problems()
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            yield (
+                "data_dir",
+                f"there is no folder {self.data_dir}; give the one with the suites' data sets, or leave it out",
+            )
         for name, task in self.tasks.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 yield f"tasks.{name}", f"{name!r} cannot be a task's name; use letters, digits, _ and -"
             for field_name, message in task.problems():
                 yield f"tasks.{name}.{field_name}", message
+
+    def specs(self, *, is_end: bool) -> list[TaskSpec]:
+        """What is scored by the referee: `suites`, and at the start and the end of a run `final_suites`, too.
+
+        Raises:
+            EvalError: some are not written as suites are, or are named twice.
+        """
+        return parse_specs(list(dict.fromkeys([*self.suites, *(self.final_suites if is_end else ())])))
+
+    def _suite_problems(self) -> Iterator[tuple[str, str]]:
+        field_name = "suites"
+        try:
+            self.specs(is_end=False)
+            field_name = "final_suites"
+            specs = self.specs(is_end=True)
+        except EvalError as error:
+            yield field_name, str(error)
+            return
+        for spec in specs:
+            if spec.name in self.tasks:
+                yield f"tasks.{spec.name}", "is the name of a task of the suites, too; give it another one"
+
+    def metrics(self) -> dict[str, str | None]:
+        """What is measured on the way, and by which metric; None for a task of an unknown kind."""
+        of_suites: dict[str, str | None] = {spec.name: "accuracy" for spec in self.specs(is_end=False)}
+        return {name: metric_of(task.kind) for name, task in self.tasks.items()} | of_suites
 
     def seq_len_problems(self, seq_len: int) -> Iterator[tuple[str, str]]:
         """Yield (field, message) for every task whose rows do not fit into a model input of `seq_len` tokens."""
@@ -113,3 +163,11 @@ class EvalConfig:
 def choice_fits(task: TaskConfig, seq_len: int) -> bool:
     """Whether beginning-of-text, context and continuation fit; the last token is predicted but never read."""
     return task.context_tokens + task.continuation_tokens <= seq_len
+
+
+def metric_of(kind: str) -> str | None:
+    """What a task of this kind measures; None: there is no such kind."""
+    if kind not in get_args(Kind):
+        return None
+    metric: str = import_module(f"evals.held_out.{kind}").METRIC
+    return metric

@@ -13,15 +13,13 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from data_pipeline.config import TOKENIZER_FILES, DataConfig
 from evals.config import EvalConfig
-from evals.config import Kind as TaskKind
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
 from monteclora.peft_config import more_than_lora
-from training.checkpoint.retention import metric_of
 from training.costs.shape import Shape, adapted_linears, adapter_problems, from_hugging_face, trained_names, unmatched
 from training.duration import parse_duration
 from training.files import read_json
@@ -35,7 +33,7 @@ ADAPTER_JSON = "adapter_config.json"
 
 LENGTHS = {
     "train.steps", "train.tokens", "train.epochs", "train.global_batch_rows", "data.seq_len",
-    "optim.warmup_steps", "optim.warmup", "optim.cooldown_steps", "optim.cooldown",
+    "optim.warmup_steps", "optim.warmup", "optim.cooldown_steps", "optim.cooldown", "eval.every",
 }  # fmt: skip
 """Settings that say how many steps a run and its parts have."""
 
@@ -595,6 +593,7 @@ class Config:
         yield from self._adapter_problems()
         yield from self._fit_problems(unread)
         yield from self._optim_problems(unread)
+        yield from self._eval_problems()
         yield from self._keep_best_problems(unread)
         yield from self._tokenizer_problems()
         longest = self.max_positions()
@@ -603,7 +602,11 @@ class Config:
 
     def has_lengths(self, unread: Collection[str] = ()) -> bool:
         """Whether the recipe says, with usable values, how many steps there are."""
-        wrong = {name for section in ("train", "optim", "data") for name, _ in nested(section, getattr(self, section))}
+        wrong = {
+            name
+            for section in ("train", "optim", "data", "eval")
+            for name, _ in nested(section, getattr(self, section))
+        }
         return is_length_known(self) and not LENGTHS & (wrong | set(unread))
 
     def length_problems(self, rows_per_epoch: int | None = None) -> Iterator[Problem]:
@@ -639,22 +642,41 @@ class Config:
                     f"{steps} of the run",
                 )
 
+    def _eval_problems(self) -> Iterator[Problem]:
+        """When the model is scored on the way."""
+        wanted = self.eval
+        if wanted.every is None:
+            return
+        if wanted.every_steps != 0:
+            yield "eval.every", "says the same as eval.every_steps; set one of them"
+        try:
+            length = parse_length(wanted.every)
+        except ValueError as error:
+            yield "eval.every", str(error)
+        else:
+            if length.number == 0:
+                yield "eval.every", "is nothing; give a length, or leave it out to score at the start and the end only"
+
     def _keep_best_problems(self, unread: Collection[str]) -> Iterator[Problem]:
         """checkpoint.keep_best must name what the tasks measure."""
-        best, tasks, field = self.checkpoint.keep_best, self.eval.tasks, "checkpoint.keep_best"
+        best, field = self.checkpoint.keep_best, "checkpoint.keep_best"
         if best is None:
             return
+        try:
+            measured = self.eval.metrics()
+        except ValueError:
+            return  # It says so itself.
         task, _, metric = best.rpartition(".")
         if not task:
             yield field, 'must be a task of [eval] and its metric, such as "old.accuracy"'
-        elif task not in tasks:
-            near = difflib.get_close_matches(task, tasks, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(tasks)}" if tasks else ""
+        elif task not in measured:
+            near = difflib.get_close_matches(task, measured, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(measured)}" if measured else ""
             yield field, f"there is no [eval.tasks.{task}]{hint}"
-        elif tasks[task].kind in get_args(TaskKind) and metric != (measured := metric_of(tasks[task].kind)):
-            yield field, f"the metric of that task is {measured}; write {task}.{measured}"
-        if self.eval.every_steps < 1 and "eval.every_steps" not in unread:
-            yield field, "needs scores on the way; set eval.every_steps"
+        elif measured[task] is not None and metric != measured[task]:
+            yield field, f"the metric of that task is {measured[task]}; write {task}.{measured[task]}"
+        if self.eval.every_steps < 1 and self.eval.every is None and "eval.every_steps" not in unread:
+            yield field, "needs scores on the way; set eval.every_steps, or eval.every"
 
     def _adapter_problems(self) -> Iterator[Problem]:
         ours, base = self.adapter, self.model.base

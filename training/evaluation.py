@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
+
+from evals.code.policy import Policy
 
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate
+from evals.config import EvalConfig, TaskConfig
+from evals.harness.specs import TaskSpec
+from evals.scoring.scorer import Scorer
+from evals.scoring.stopping import Stopped
 from training.boundary import Boundary
 from training.config import Config
 from training.engine import Engine
@@ -41,10 +48,19 @@ def check_inputs(tokenizer: Tokenizer, config: Config) -> None:
     if config.eval.tasks:
         assert tokenizer.bos_id is not None
         check_tasks(config.eval.tasks, encode=tokenizer.encode, bos_id=tokenizer.bos_id, seq_len=config.data.seq_len)
+    if specs := config.eval.specs(is_end=True):
+        from evals.harness.run import check_suites
+
+        check_suites(specs, data_dir=config.eval.data_dir, policy=policy_of(config.eval))
+
+
+def policy_of(wanted: EvalConfig) -> Policy:
+    """How programs that the model writes are run."""
+    return Policy(allow_unisolated=wanted.code_isolation == "none")
 
 
 class Evaluation:
-    """The recipe's tasks, ready to be run on the engine by all ranks together."""
+    """The recipe's tasks and suites, ready to be run on the engine by all ranks together."""
 
     def __init__(
         self,
@@ -76,36 +92,80 @@ class Evaluation:
 
     def run(self, progress: Progress) -> bool:
         """Score the model now unless that was done before; return False when asked to stop meanwhile."""
-        tasks = self._config.eval.tasks
-        is_done = distributed.any_rank(self._engine.world.rank == 0 and self._scores.has(progress.step))
-        if not tasks or is_done:
+        step, world = progress.step, self._engine.world
+        wanted = self._config.eval
+        is_done, others = distributed.from_rank_0(lambda: (self._scores.has(step), self._scores.of_jobs(step)), world)
+        tasks = {name: task for name, task in wanted.tasks.items() if name not in others}
+        is_end = step in (0, self._config.train.steps)
+        specs = [spec for spec in wanted.specs(is_end=is_end) if spec.name not in others]
+        if is_done or not (tasks or specs):
             return True
-        assert self._tokenizer.bos_id is not None, "check_tokenizer has seen to it"
+        began = time.perf_counter()
+        try:
+            results = self._held_out(tasks, step) | self._suites(specs, step)
+        except Stopped:
+            return False
+        finally:
+            seconds = time.perf_counter() - began
+            progress.eval_seconds += seconds
+        if world.rank == 0:
+            self._scores.add(step, results, seconds)
+            self._unwritten.write(self._scores)
+            self._monitors.write_scores(step, results)
+        return True
+
+    def _held_out(self, tasks: dict[str, TaskConfig], step: int) -> dict[str, Any]:
+        """The recipe's tasks on held-out text."""
+        if not tasks:
+            return {}
+        assert self._tokenizer.bos_id is not None, "check_inputs has seen to it"
         # Only MonteCLoRA has a posterior to draw from.
         draws = self._config.eval.posterior_samples if self._config.adapter.kind == "monteclora" else 0
-        adapter = self._engine.adapter
-        began = time.perf_counter()
+        adapter, world = self._engine.adapter, self._engine.world
         results = evaluate(
             self._engine.placement.model,
             encode=self._tokenizer.encode,
             bos_id=self._tokenizer.bos_id,
             tasks=tasks,
             seq_len=self._config.data.seq_len,
-            batch_rows=self._config.eval.batch_rows,
+            batch_tokens=self._config.eval.batch_tokens,
             device=self._engine.device,
-            rank=self._engine.world.rank,
-            world_size=self._engine.world.size,
-            should_stop=partial(self._boundary.cross, f"evaluation after step {progress.step}"),
+            rank=world.rank,
+            world_size=world.size,
+            should_stop=partial(self._boundary.cross, f"evaluation after step {step}"),
             progress=self._display.evaluating,
             posterior_samples=draws,
             sampled=partial(adapter.sampled, seed=self._config.run.seed) if draws and adapter is not None else None,
         )
-        seconds = time.perf_counter() - began
-        progress.eval_seconds += seconds
         if results is None:
-            return False
-        if self._engine.world.rank == 0:
-            self._scores.add(progress.step, results, seconds)
-            self._unwritten.write(self._scores)
-            self._monitors.write_scores(progress.step, results)
-        return True
+            raise Stopped
+        return results
+
+    def _suites(self, specs: list[TaskSpec], step: int) -> dict[str, Any]:
+        """Tasks of lm-evaluation-harness; what has been answered when the run is stopped is not asked again."""
+        if not specs:
+            return {}
+        # Imported here: the referee takes seconds to load.
+        from evals.harness.run import evaluate_suites
+
+        config, world = self._config, self._engine.world
+        scorer = Scorer(
+            model=self._engine.placement.model,
+            device=self._engine.device,
+            pad_id=self._tokenizer.eos_id or 0,
+            max_length=config.max_positions() or config.data.seq_len,
+            batch_tokens=config.eval.batch_tokens,
+            rank=world.rank,
+            world_size=world.size,
+            should_stop=partial(self._boundary.cross, f"suites after step {step}"),
+            progress=self._display.evaluating,
+        )
+        return evaluate_suites(
+            scorer,
+            self._tokenizer,
+            specs,
+            data_dir=config.eval.data_dir,
+            policy=policy_of(config.eval),
+            kept=self._scores.kept(step),
+            seed=config.run.seed,
+        )

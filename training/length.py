@@ -41,7 +41,7 @@ def parse_length(text: str) -> Length:
 def needs_epoch(config: Config) -> bool:
     """Whether a length is in epochs, so that those of the data must be known."""
     optim, checkpoint = config.optim, config.checkpoint
-    written = (optim.warmup, optim.cooldown, checkpoint.keep_every, *checkpoint.keep_at)
+    written = (optim.warmup, optim.cooldown, config.eval.every, checkpoint.keep_every, *checkpoint.keep_at)
     return config.train.epochs is not None or any(
         text is not None and parse_length(text).unit == "epoch" for text in written
     )
@@ -53,18 +53,19 @@ def is_length_known(config: Config) -> bool:
 
 
 def resolve(config: Config, rows_per_epoch: int | None) -> Config:
-    """The configuration with train.steps, optim.warmup_steps and optim.cooldown_steps as the written lengths mean them.
+    """The configuration with train.steps, optim.warmup_steps, optim.cooldown_steps and eval.every_steps as written lengths mean them.
 
-    The run's length is rounded up to whole steps; warm-up and cooldown are rounded to the nearest, but a positive length is
-    one step at least. Nothing else changes, and resolving again gives the same.
+    The run's length is rounded up to whole steps; all others are rounded to the nearest, but a positive length is one step
+    at least. Nothing else changes, and resolving again gives the same.
 
     Args:
         config: without problems in its lengths.
         rows_per_epoch: rows in one pass over the data; None: not known, and what is in epochs stays as it is.
     """
     steps, optim = _steps_of_run(config, rows_per_epoch), config.optim
-    warmup, cooldown = (
-        None if text is None else steps_in(text, config, rows_per_epoch) for text in (optim.warmup, optim.cooldown)
+    warmup, cooldown, every = (
+        None if text is None else steps_in(text, config, rows_per_epoch)
+        for text in (optim.warmup, optim.cooldown, config.eval.every)
     )
     return dataclasses.replace(
         config,
@@ -74,6 +75,7 @@ def resolve(config: Config, rows_per_epoch: int | None) -> Config:
             warmup_steps=optim.warmup_steps if warmup is None else _whole(warmup),
             cooldown_steps=optim.cooldown_steps if cooldown is None else _whole(cooldown),
         ),
+        eval=dataclasses.replace(config.eval, every_steps=config.eval.every_steps if every is None else _whole(every)),
     )
 
 

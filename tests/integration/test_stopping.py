@@ -206,7 +206,7 @@ def test_a_stop_in_the_last_evaluation_only_delays_it(tiny_recipe: Path, tmp_pat
     out = tmp_path / "run"
     arguments = command(tiny_recipe, out, sys.executable)
     # The last --train.steps counts; many rows to score, one at a time, so that there is an evaluation to stop in.
-    arguments += ["--train.steps", "4", "--eval.at_start", "false", "--eval.batch_rows", "1",
+    arguments += ["--train.steps", "4", "--eval.at_start", "false", "--eval.batch_tokens", "1",
                   "--eval.tasks.old.max_examples", "200", "--optim.warmup_steps", "1"]  # fmt: skip
     process = start(arguments)
     wait_for_steps(out, process, 4)

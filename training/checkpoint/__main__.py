@@ -34,6 +34,7 @@ are read, computed and written one by one. The checkpoint is verified first, and
   adapter    for PEFT: the adapter, with palimpsest.json (all of an adapter is in memory at once)
   merged     for transformers: the base with the adapter added to it
   full       for transformers: the model, after full finetuning
+  model      merged or full, whichever the run has
   auto       what the run itself exports at its end
 
   $ python -m training.checkpoint export runs/cpt
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=f"{PLACES}; of several the newest good one")
     export.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder (default: RUN/export-STEP)")
     export.add_argument(
-        "--format", choices=("auto", "adapter", "merged", "full"), default="auto", help="see above (default: auto)"
+        "--format", choices=("auto", "adapter", "merged", "full", "model"), default="auto", help="see above (default: auto)"
     )
     export.add_argument(
         "--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto",

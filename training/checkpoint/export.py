@@ -145,6 +145,8 @@ def _format(config: Config, wanted: str) -> str:
     kind = config.adapter.kind
     if wanted == "auto":
         return "full" if kind == "none" else "merged" if config.checkpoint.export_merged else "adapter"
+    if wanted == "model":
+        return "full" if kind == "none" else "merged"
     if kind == "none" and wanted != "full":
         raise CheckpointError(f"--format {wanted}: the run trained no adapter (adapter.kind is none); use full")
     if kind != "none" and wanted == "full":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -142,9 +141,3 @@ def scores(run_dir: Path, best: str | None, steps: Iterable[int]) -> dict[int, f
         if isinstance(result, dict) and result.get("metric") == metric and isinstance(result.get("score"), int | float):
             found[step] = result["score"] if result.get("higher_is_better") else -result["score"]
     return found
-
-
-def metric_of(kind: str) -> str:
-    """What a task of this kind measures."""
-    metric: str = importlib.import_module(f"evals.held_out.{kind}").METRIC
-    return metric

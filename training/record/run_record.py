@@ -58,7 +58,9 @@ MAY_CHANGE = (
     "model.kernels",
     "monitor",
     "checkpoint",
-    "eval.batch_rows",
+    "eval.batch_tokens",
+    "eval.data_dir",
+    "eval.code_isolation",
     "data.workers",
     "data.cache_dir",
     "data.cache_gb",
@@ -75,6 +77,7 @@ LENGTHS_IN_STEPS = {
     "train.steps": ("train.tokens", "train.epochs"),
     "optim.warmup_steps": ("optim.warmup",),
     "optim.cooldown_steps": ("optim.cooldown",),
+    "eval.every_steps": ("eval.every",),
 }
 """Settings that are what the settings named beside them say, where one of those is set."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import write_result
+from training.files import read_json
 from training.record.run_record import remove_temporaries
 
 
@@ -34,6 +35,17 @@ class Scores:
         is_outdated = self._drop_after is not None and step > self._drop_after
         return step in self._waiting or (not is_outdated and os.path.exists(self.path(step)))
 
+    def of_jobs(self, step: int) -> set[str]:
+        """Names of the tasks that jobs of their own have scored after `step` steps: evals/<step>.<name>.json."""
+        if self._drop_after is not None and step > self._drop_after:
+            return set()
+        found = (read_json(path) or {} for path in self._folder.glob(f"{step}.?*.json"))
+        return {name for content in found if isinstance(tasks := content.get("tasks"), dict) for name in tasks}
+
+    def kept(self, step: int) -> Path:
+        """Where answers of the model after `step` steps are kept while it is being scored, and as evidence."""
+        return self._folder / "kept" / f"{step}.jsonl"
+
     def add(self, step: int, tasks: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
         """Have the scores after `step` steps (what evals.evaluate returns) wait for the next flush."""
         self._waiting[step] = tasks, seconds
@@ -52,8 +64,9 @@ class Scores:
         # A directory that is away for a while must not be made anew: it could not come back then.
         self._run_dir.stat()
         if self._drop_after is not None:
-            for path in self._folder.glob("[0-9]*.json"):
-                if path.stem.isdigit() and int(path.stem) > self._drop_after:
+            for path in (*self._folder.glob("[0-9]*.json"), *self._folder.glob("kept/[0-9]*")):
+                step = path.name.split(".")[0]
+                if step.isdigit() and int(step) > self._drop_after:
                     path.unlink()
             self._drop_after = None
         for step, (tasks, seconds) in list(self._waiting.items()):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
-from evals.config import EvalConfig, TaskConfig, choice_fits
+from evals.config import EvalConfig, Kind, TaskConfig, choice_fits, metric_of
+from evals.held_out.evaluate import TASKS
 
 
 def problems(config: EvalConfig | TaskConfig) -> dict[str, str]:
@@ -35,8 +37,8 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
         num_choices=1,
         seed=-1,
     )
-    found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_rows=0, posterior_samples=-1))
-    assert set(found) == {"every_steps", "batch_rows", "posterior_samples"} | {
+    found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_tokens=0, posterior_samples=-1))
+    assert set(found) == {"every_steps", "batch_tokens", "posterior_samples"} | {
         f"tasks.code.{name}"
         for name in (
             *("kind", "path", "domain", "max_examples", "max_document_bytes"),
@@ -50,7 +52,7 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
     assert "'mine'" in found["tasks.code.domain"]
     assert found["tasks.code.num_choices"] == "1 is too small; use 2 or more"
     assert found["every_steps"].startswith("-1 is negative")
-    assert found["batch_rows"].startswith("0 rows")
+    assert found["batch_tokens"].startswith("0 tokens")
     assert found["posterior_samples"].startswith("-1 is negative; use 0 for the posterior mean only")
 
 
@@ -58,6 +60,46 @@ def test_a_task_name_must_be_usable_in_a_flag(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("")
     found = problems(EvalConfig(tasks={"my.code": task(tmp_path / "a.jsonl")}))
     assert found == {"tasks.my.code": "'my.code' cannot be a task's name; use letters, digits, _ and -"}
+
+
+def test_wrong_suites_and_settings_of_them_are_named(tmp_path: Path) -> None:
+    found = problems(EvalConfig(suites=("forgetting@",), data_dir=tmp_path / "nowhere", code_isolation="maybe"))  # type: ignore[arg-type]
+    assert set(found) == {"suites", "data_dir", "code_isolation"}
+    assert "'' is not a number of examples to score" in found["suites"]
+    assert found["data_dir"].startswith(
+        f"there is no folder {tmp_path / 'nowhere'}; give the one with the suites' data"
+    )
+    assert found["code_isolation"] == "'maybe' is not a choice; use required, or none"
+    assert set(problems(EvalConfig(final_suites=("mine=piqa",)))) == {"final_suites"}
+    twice = problems(EvalConfig(suites=("hellaswag",), final_suites=("hellaswag:0", "forgetting")))
+    assert "hellaswag is named twice" in twice["final_suites"]
+
+
+def test_a_task_of_ones_own_cannot_have_the_name_of_a_suites_task(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    found = problems(EvalConfig(tasks={"piqa": task(tmp_path / "a.jsonl")}, final_suites=("piqa",)))
+    assert found == {"tasks.piqa": "is the name of a task of the suites, too; give it another one"}
+
+
+def test_what_is_scored_when_and_by_which_metric(tmp_path: Path) -> None:
+    config = EvalConfig(
+        tasks={"code": task(tmp_path), "odd": task(tmp_path, kind="guess")},
+        suites=("forgetting@20",),
+        final_suites=("forgetting", "forgetting@20"),
+    )
+    on_the_way = ["hellaswag@20", "arc_challenge@20", "winogrande@20"]
+    assert [spec.name for spec in config.specs(is_end=False)] == on_the_way
+    assert [spec.name for spec in config.specs(is_end=True)] == [
+        *on_the_way,
+        "hellaswag",
+        "arc_challenge",
+        "winogrande",
+    ]
+    assert config.metrics() == {"code": "bits_per_byte", "odd": None} | dict.fromkeys(on_the_way, "accuracy")
+
+
+def test_of_every_kind_of_task_the_metric_is_known() -> None:
+    assert {kind: metric_of(kind) for kind in get_args(Kind)} == {kind: module.METRIC for kind, module in TASKS.items()}
 
 
 def test_rows_that_do_not_fit_are_found_before_the_run(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ class TestRunDirectory:
         changes = [
             "--train.micro_batch_rows=2", "--train.log_every_steps=3", "--train.max_skipped_steps=3",
             "--model.activation_checkpointing=full", "--checkpoint.keep=5", "--checkpoint.every_steps=5",
-            "--checkpoint.export=false", "--eval.batch_rows=3",
+            "--checkpoint.export=false", "--eval.batch_tokens=3",
         ]  # fmt: skip
         command = parse_command_line([*arguments, *changes], torch_variables(0, 3))
         assert isinstance(command, Command)

@@ -397,12 +397,41 @@ class TestWholeConfig:
             train=TrainConfig(steps=0),
             optim=OptimConfig(lr=0.0),
             checkpoint=CheckpointConfig(keep=0),
-            eval=EvalConfig(batch_rows=0),
+            eval=EvalConfig(batch_tokens=0),
         )
         assert {name for name, _ in found} == {
             "run.seed", "model.base", "adapter.rank", "data.sources.text.weight", "train.steps", "optim.lr",
-            "checkpoint.keep", "eval.batch_rows",
+            "checkpoint.keep", "eval.batch_tokens",
         }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"every": "1e4 tokens", "every_steps": 3}, "says the same as eval.every_steps; set one of them"),
+            ({"every": "often"}, "is no length; write a number and its unit"),
+            ({"every": "0 steps"}, "is nothing; give a length, or leave it out"),
+        ],
+    )
+    def test_evaluations_on_the_way(self, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+        ((name, found),) = self.problems(minimal_config(tmp_path), eval=EvalConfig(**settings))
+        assert name == "eval.every"
+        assert found.startswith(message)
+        assert self.problems(minimal_config(tmp_path), eval=EvalConfig(every="1e4 tokens")) == []
+
+    def test_the_best_checkpoint_may_be_that_of_a_suites_task(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        best = CheckpointConfig(keep_best="hellaswag@200.accuracy")
+        wanted = EvalConfig(suites=("forgetting@200",), every="5 steps")
+        assert self.problems(config, checkpoint=best, eval=wanted) == []
+        rounded = CheckpointConfig(keep_best="hellaswag@200.acc_norm")
+        assert self.problems(config, checkpoint=rounded, eval=wanted) == [
+            ("checkpoint.keep_best", "the metric of that task is accuracy; write hellaswag@200.accuracy")
+        ]
+        ((name, message),) = self.problems(
+            config, checkpoint=best, eval=EvalConfig(suites=("forgetting@",), every="5 steps")
+        )
+        assert name == "eval.suites"
+        assert "'' is not a number of examples" in message
 
     def test_warmup_and_cooldown_must_fit_into_the_run(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)

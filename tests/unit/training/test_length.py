@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
+from evals.config import EvalConfig
 from tests.unit.training.minimal import minimal_config, problems_of, write_recipe
 from training.config import AdapterConfig, CheckpointConfig, Config, OptimConfig, TrainConfig, to_dict
 from training.length import GRAMMAR, is_length_known, needs_epoch, parse_length, resolve, steps_in
@@ -75,6 +76,25 @@ def test_the_run_of_the_study() -> None:
     train = {"tokens": 20_000_000_000, "global_batch_rows": 192}
     optim = {"schedule": "trapezoid", "warmup_steps": 1000, "cooldown": "20 %"}
     assert lengths(resolve(config_of(train, optim, seq_len=4096), None)) == (25_432, 1000, 5086)
+
+
+@pytest.mark.parametrize(
+    ("train", "every", "steps"),
+    [
+        ({"steps": 200}, "5 %", 10),
+        ({"steps": 200}, "1 epoch", 2),
+        ({"tokens": 200_000}, "25e3 tokens", 25),
+        # 0.5 steps: one is the least
+        ({"steps": 200}, "500 tokens", 1),
+        ({"steps": 200}, None, 7),
+    ],
+)
+def test_evaluations_on_the_way(train: dict[str, Any], every: str | None, steps: int) -> None:
+    config = config_of(train, {})
+    settings = EvalConfig(every_steps=7) if every is None else EvalConfig(every=every)
+    config = dataclasses.replace(config, eval=settings)
+    assert needs_epoch(config) == ("epoch" in (every or ""))
+    assert resolve(config, 18).eval.every_steps == steps
 
 
 def test_what_needs_the_data_stays_without_them() -> None:

@@ -218,6 +218,9 @@ class TestOtherTypes:
         found = load_file(out / "model.safetensors")[f"{name}.weight"]
         assert found.dtype == torch.float16
         assert ((found.double() - wanted).abs() <= 2**-11 * wanted.abs() + 1e-7).all()
+        again = tmp_path / "again"
+        assert main(["export", str(run.checkpoint), "--format", "model", "--dtype", "fp16", "--out", str(again)]) == 0
+        assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
     def test_an_adapter(self, tiny_recipe: Path, tmp_path: Path) -> None:
         run = make_run(tiny_recipe, tmp_path, (*MONTECLORA, *BF16))
@@ -377,6 +380,7 @@ class TestRefusals:
             assert self.refusal(capsys, full, "--format", wanted) == (
                 f"--format {wanted}: the run trained no adapter (adapter.kind is none); use full"
             )
+        assert main(["export", str(full.checkpoint), "--format", "model", "--out", str(tmp_path / "model")]) == 0
         assert self.refusal(capsys, full, "--base", str(tmp_path)) == (
             "--base: the run had none, it drew its weights (model.base is not set); leave it out"
         )

@@ -92,7 +92,7 @@ class TestDifferentSettings:
         [
             ("run", {"dir": Path("/elsewhere")}), ("train", {"micro_batch_rows": 3}), ("train", {"log_every_steps": 3}),
             ("train", {"max_skipped_steps": 3}), ("model", {"activation_checkpointing": "full", "revision": "v2"}),
-            ("checkpoint", {"every_steps": 3, "keep": 7, "export": False}), ("eval", {"batch_rows": 1}),
+            ("checkpoint", {"every_steps": 3, "keep": 7, "export": False}), ("eval", {"batch_tokens": 1}),
             ("data", {"workers": 5, "cache_dir": Path("/elsewhere"), "cache_gb": 3.0, "token_cache": True}),
             ("data", {"tokenizer_engine": "reference"}),
         ],
