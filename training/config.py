@@ -602,11 +602,9 @@ class Config:
 
     def has_lengths(self, unread: Collection[str] = ()) -> bool:
         """Whether the recipe says, with usable values, how many steps there are."""
-        wrong = {
-            name
-            for section in ("train", "optim", "data", "eval")
-            for name, _ in nested(section, getattr(self, section))
-        }
+        sections = ("train", "optim", "data")
+        wrong = {name for section in sections for name, _ in nested(section, getattr(self, section))}
+        wrong |= {name for name, _ in self._eval_problems()}
         return is_length_known(self) and not LENGTHS & (wrong | set(unread))
 
     def length_problems(self, rows_per_epoch: int | None = None) -> Iterator[Problem]:
