@@ -6,10 +6,9 @@ import time
 from functools import partial
 from typing import Any
 
-from evals.code.policy import Policy
-
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate
+from evals.code.policy import Policy
 from evals.config import EvalConfig, TaskConfig
 from evals.harness.specs import TaskSpec
 from evals.scoring.scorer import Scorer
@@ -76,6 +75,7 @@ class Evaluation:
         self._display, self._boundary, self._monitors = display, boundary, monitors
         self._unwritten = unwritten or Unwritten(display.say)
         self._scores = Scores(config.run.dir)
+        self._loaded: dict[tuple[TaskSpec, ...], list[Any]] = {}
 
     def is_due(self, step: int) -> bool:
         """Whether the model is to be scored after `step` steps: first, last, and every eval.every_steps in between."""
@@ -146,26 +146,31 @@ class Evaluation:
         if not specs:
             return {}
         # Imported here: the referee takes seconds to load.
-        from evals.harness.run import evaluate_suites
+        from evals.encoder import load_codec
+        from evals.harness.kept import Kept
+        from evals.harness.run import evaluate_tasks
+        from evals.harness.tasks import load_tasks
 
         config, world = self._config, self._engine.world
+        tasks = self._loaded.get(tuple(specs)) or load_tasks(specs, data_dir=config.eval.data_dir)
+        self._loaded[tuple(specs)] = tasks
+        identity = {"step": step, "base": config.model.base, "precision": config.train.precision}
         scorer = Scorer(
             model=self._engine.placement.model,
             device=self._engine.device,
-            pad_id=self._tokenizer.eos_id or 0,
+            pad_id=0,
             max_length=config.max_positions() or config.data.seq_len,
             batch_tokens=config.eval.batch_tokens,
             rank=world.rank,
             world_size=world.size,
             should_stop=partial(self._boundary.cross, f"suites after step {step}"),
-            progress=self._display.evaluating,
         )
-        return evaluate_suites(
+        return evaluate_tasks(
             scorer,
-            self._tokenizer,
-            specs,
-            data_dir=config.eval.data_dir,
+            load_codec(config.data.tokenizer),
+            tasks,
             policy=policy_of(config.eval),
-            kept=self._scores.kept(step),
+            kept=Kept(self._scores.kept(step), identity, rank=world.rank, world_size=world.size),
             seed=config.run.seed,
+            progress=lambda name, done, total: self._display.evaluating(done, total),
         )

@@ -1,4 +1,4 @@
-"""The command line: `python -m training.checkpoint ls|verify|export`."""
+"""The command line: `python -m training.checkpoint ls|verify|export|rank`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ are read, computed and written one by one. The checkpoint is verified first, and
   $ python -m training.checkpoint export runs/cpt
   $ python -m training.checkpoint export runs/cpt/checkpoints/4000 --format merged --out merged-4000
 """
+RANK = """\
+Decompose every matrix of the model (SVD) before training, at the checkpoint, and their difference; tell the smallest k whose k largest
+singular values have 90 % of the sum of squares, and write it to RUN/weights/rank-STEP.json. The checkpoint is verified first, and so
+is the base. One matrix is in memory at a time, and a second start goes on where the first was stopped.
+
+  $ python -m training.checkpoint rank runs/cpt
+  $ python -m training.checkpoint rank runs/cpt --step 4000 --modules '*_proj' --device cuda
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +88,23 @@ def _run(options: argparse.Namespace) -> int:
                 max_shard_size=options.max_shard_size,
             )
         )
+    if options.command == "rank":
+        from evals.weights.command import parse_modules
+        from training.checkpoint.rank import Request as RankRequest
+        from training.checkpoint.rank import rank_checkpoints
+
+        return rank_checkpoints(
+            RankRequest(
+                checkpoint=options.checkpoint,
+                step=options.step,
+                against=options.against,
+                base=options.base,
+                share=options.share,
+                modules=parse_modules(options.modules),
+                only_change=options.only_change,
+                device=options.device,
+            )
+        )
     from training.checkpoint.commands import list_checkpoints, verify_checkpoints
 
     if options.command == "ls":
@@ -89,10 +114,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.checkpoint", description="Look at checkpoints, check them, make models of them.",
+        prog="python -m training.checkpoint", description="Look at checkpoints, check them, make models of them, see what training changed.",
         epilog=EXIT_CODES,
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|export")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|export|rank")
 
     ls = _command(commands, "ls", "which checkpoints there are", LS)
     ls.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=PLACES)
@@ -122,6 +147,24 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--max-shard-size", type=_bytes, default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)"
     )
+
+    rank = _command(commands, "rank", "the rank of the weight change", RANK)
+    rank.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=f"{PLACES}; of several all of them")
+    rank.add_argument("--step", type=int, help="only the checkpoint of this step")
+    rank.add_argument(
+        "--against", type=int, metavar="STEP", help="compare with this checkpoint (default: with the base)"
+    )
+    rank.add_argument(
+        "--base", type=Path, metavar="DIR", help="where the base is now (default: model.base of the run)"
+    )
+    rank.add_argument("--share", type=float, default=0.9, help="of the squared spectrum (default: %(default)s)")
+    rank.add_argument(
+        "--modules", default="", metavar="PATTERN,...", help="modules or weights, such as *_proj (default: all)"
+    )
+    rank.add_argument(
+        "--only-change", action="store_true", help="leave out W before and W at the checkpoint, most of the time"
+    )
+    rank.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     return parser
 
 

@@ -7,7 +7,6 @@ exported.) There is no process group, no GPU and no DeepSpeed here, and the worl
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -18,15 +17,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from data_pipeline import load_tokenizer
 from data_pipeline.commands.progress import ProgressReporter
 from data_pipeline.errors import PipelineError
-from monteclora import attach_adapter, save_peft
+from monteclora import save_peft
 from monteclora.errors import AdapterError
 from monteclora.fingerprint import base_fingerprint, frozen_weights
 from monteclora.merge import check_mergeable, merged_weight
@@ -34,15 +32,14 @@ from training.checkpoint.commands import damages_of, find
 from training.checkpoint.image import header
 from training.checkpoint.manifest import Checkpoint, open_checkpoint
 from training.checkpoint.recorded import recorded_config
-from training.checkpoint.slices import Shards, check_parameters
 from training.checkpoint.storage import write_file
-from training.config import Config, ModelConfig, looks_like_path
+from training.checkpoint.weights import Weights, check_base, with_base
+from training.config import Config
 from training.errors import CheckpointError, ModelError
 from training.files import sync_folder, write_json
-from training.model.build import folder_fingerprint, random_model
-from training.model.loading import base_folder, empty_model, fill_model, open_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""That can be written."""
 STORED_AS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 """What safetensors calls them."""
 
@@ -84,7 +81,8 @@ def export_checkpoint(request: Request) -> int:
     try:
         with ProgressReporter(sys.stderr, unit="bytes") as reporter:
             plan = _verified_plan(request, reporter)
-            _check_base(plan)
+            if plan.base is not None:
+                check_base(plan.base, plan.checkpoint)
             _publish(plan, reporter)
     except (CheckpointError, ModelError, AdapterError, PipelineError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -128,11 +126,11 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         raise CheckpointError(
             f"--out {request.out or default}: is there already; name a new or empty folder, or remove it"
         )
-    config = dataclasses.replace(config, model=_model_config(config.model, request.base))
+    config, base = with_base(config, request.base)
     return Plan(
         checkpoint=checkpoint,
         config=config,
-        base=None if config.model.base is None else _base_folder(config.model),
+        base=base,
         tokenizer_files=_tokenizer_files(checkpoint, request.tokenizer or config.data.tokenizer),
         format=_format(config, request.format),
         dtype=DTYPES.get(request.dtype),
@@ -156,24 +154,6 @@ def _format(config: Config, wanted: str) -> str:
     return wanted
 
 
-def _model_config(model: ModelConfig, base: Path | None) -> ModelConfig:
-    if base is None:
-        return model
-    if model.base is None:
-        raise CheckpointError("--base: the run had none, it drew its weights (model.base is not set); leave it out")
-    return dataclasses.replace(model, base=str(base.resolve()), revision=None)
-
-
-def _base_folder(model: ModelConfig) -> Path:
-    base = str(model.base)
-    if looks_like_path(base) and not Path(base).is_dir():
-        raise CheckpointError(f"the base {base} is not there; say with --base where it is now")
-    try:
-        return base_folder(model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the base {base}: {error}; say with --base where another copy is") from error
-
-
 def _tokenizer_files(checkpoint: Checkpoint, path: Path) -> list[Path]:
     if not path.exists():
         raise CheckpointError(f"the tokenizer {path} is not there; say with --tokenizer where it is now")
@@ -183,24 +163,13 @@ def _tokenizer_files(checkpoint: Checkpoint, path: Path) -> list[Path]:
     return tokenizer.files
 
 
-def _check_base(plan: Plan) -> None:
-    """Read the base's weights, and refuse others than the run was trained on."""
-    if plan.base is None:
-        return
-    print(f"reading {plan.base} to see that it is the base of the run", file=sys.stderr, flush=True)
-    if folder_fingerprint(plan.base) != plan.checkpoint.manifest["fingerprints"].get("base"):
-        raise CheckpointError(
-            f"{plan.base}: holds other weights than the run was trained on; say with --base where those are"
-        )
-
-
 def _publish(plan: Plan, reporter: ProgressReporter) -> None:
     """Write everything under a temporary name, then give it its own."""
     folder = plan.out.with_name(f".{plan.out.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        weights = Weights(plan)
+        weights = Weights(plan.checkpoint, plan.config, plan.base, is_as_in_run=plan.dtype is None)
         if plan.format == "adapter":
             _write_adapter(weights, plan, folder)
         else:
@@ -215,55 +184,6 @@ def _publish(plan: Plan, reporter: ProgressReporter) -> None:
             # A write does not say to which file.
             error.filename = str(plan.out)
         raise
-
-
-class Weights:
-    """The parameters of the run's model, read from checkpoint and base when they are asked for."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Build the model, and compare what the files hold with it."""
-        config, checkpoint = plan.config, plan.checkpoint
-        self._is_as_in_run = plan.dtype is None
-        self._shards = Shards(checkpoint)
-        self._fills: dict[Tensor, Callable[[int, Tensor], None]] = {}
-        dtype = DTYPES[config.train.precision]
-        if plan.base is None:
-            with torch.device("meta"):
-                self.model: PreTrainedModel = random_model(config.model.architecture, dtype=dtype, seed=config.run.seed)
-        else:
-            self.model = self._model_of_base(plan.base, config.model, dtype)
-        adapter_config = config.adapter.build()
-        # Beside a sharded base an adapter has its precision, else one of its own.
-        is_sharded = checkpoint.manifest.get("placement") != "replicated"
-        self.adapter = (
-            attach_adapter(self.model, adapter_config, dtype=dtype if is_sharded else None) if adapter_config else None
-        )
-        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
-        trained = {name: tuple(p.shape) for p, name in self._names.items() if p.requires_grad}
-        states = {name: tuple(found) for name, found in checkpoint.manifest["states"].items()}
-        check_parameters(checkpoint, states, trained)
-
-    def _model_of_base(self, folder: Path, config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-        def remember(shape: tuple[int, ...], fill: Callable[[int, Tensor], None]) -> nn.Parameter:
-            parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
-            self._fills[parameter] = fill
-            return parameter
-
-        try:
-            model = empty_model(folder, config, dtype=dtype, attention="eager")
-            fill_model(model, open_weights(folder), remember)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise CheckpointError(f"the base {folder}: {error}") from error
-        return model
-
-    def read(self, parameter: Tensor) -> Tensor:
-        """One parameter of the model, whole: as the run has it, or in fp32 when another type was asked for."""
-        if parameter.requires_grad:
-            whole = self._shards.read(self._names[parameter], parameter.numel()).view(parameter.shape)
-        else:
-            whole = torch.empty(parameter.shape, dtype=parameter.dtype)
-            self._fills[parameter](0, whole.view(-1))
-        return whole.to(parameter.dtype if self._is_as_in_run else torch.float32)
 
 
 def _write_adapter(weights: Weights, plan: Plan, folder: Path) -> None:

@@ -65,8 +65,8 @@ class Scores:
         self._run_dir.stat()
         if self._drop_after is not None:
             for path in (*self._folder.glob("[0-9]*.json"), *self._folder.glob("kept/[0-9]*")):
-                step = path.name.split(".")[0]
-                if step.isdigit() and int(step) > self._drop_after:
+                number = path.name.split(".")[0]
+                if number.isdigit() and int(number) > self._drop_after:
                     path.unlink()
             self._drop_after = None
         for step, (tasks, seconds) in list(self._waiting.items()):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from evals.config import EvalConfig, TaskConfig
 from evals.errors import EvalError
+from evals.scoring.stopping import Stopped
 from tests.unit.training.minimal import minimal_config
 from training import evaluation
 from training.config import Config
@@ -59,10 +61,17 @@ def test_scores_of_steps_that_will_come_again_are_dropped(tmp_path: Path, rank: 
     folder.mkdir(parents=True)
     for step in (0, 8, 9, 12):
         (folder / f"{step}.json").touch()
+    # Of jobs of their own, and answers of a suite that was interrupted.
+    (folder / "kept").mkdir()
+    for name in ("8.forgetting.json", "12.forgetting.json", "kept/8.jsonl", "kept/9.jsonl", "kept/9.other-1.jsonl"):
+        (folder / name).touch()
     engine: Any = SimpleNamespace(world=SimpleNamespace(rank=rank))
     unused: Any = None
     Evaluation(engine, unused, config, unused, unused, unused, Unwritten(print)).drop_after(8)
-    assert sorted(path.stem for path in folder.iterdir()) == left
+    assert sorted(path.stem for path in folder.glob("*.json") if path.stem.isdigit()) == left
+    later = [] if rank == 0 else ["12.forgetting.json", "9.jsonl", "9.other-1.jsonl"]
+    others = [path.name for path in (*folder.glob("*.forgetting.json"), *folder.glob("kept/*"))]
+    assert sorted(others) == sorted(["8.forgetting.json", "8.jsonl", *later])
 
 
 def test_held_out_files_are_read_before_the_start(tmp_path: Path) -> None:
@@ -119,7 +128,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     engine: Any = SimpleNamespace(
         world=SimpleNamespace(rank=0, size=1), adapter=adapter, placement=SimpleNamespace(model=None), device="cpu"
     )
-    monkeypatch.setattr(evaluation.distributed, "any_rank", bool)
+    monkeypatch.setattr(evaluation.distributed, "from_rank_0", lambda compute, world: compute())
     shown: list[tuple[int, Any]] = []
     monitors: Any = SimpleNamespace(write_scores=lambda step, results: shown.append((step, results)))
     unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False)
@@ -133,3 +142,74 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
             assert adapter.drawn == [(2, config.run.seed)]
     else:
         assert given["sampled"] is None
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What was asked of evaluation, which is not done, by the two who would be asked."""
+    asked: dict[str, list[str]] = {"tasks": [], "suites": []}
+
+    def held_out(model: Any, *, tasks: Any, **settings: Any) -> Any:
+        asked["tasks"] += tasks
+        return {name: {"score": 1.0} for name in tasks}
+
+    def suites(self: Evaluation, specs: Any, step: int) -> Any:
+        asked["suites"] += [spec.name for spec in specs]
+        return {spec.name: {"score": 0.5} for spec in specs}
+
+    monkeypatch.setattr(evaluation, "evaluate", held_out)
+    monkeypatch.setattr(Evaluation, "_suites", suites)
+    monkeypatch.setattr(evaluation.distributed, "from_rank_0", lambda compute, world: compute())
+    return asked
+
+
+def with_suites(tmp_path: Path) -> tuple[Evaluation, Path]:
+    config = minimal_config(tmp_path)
+    config.run.dir.mkdir()
+    wanted = dataclasses.replace(config.eval, suites=("forgetting@9",), final_suites=("winogrande",))
+    engine: Any = SimpleNamespace(
+        world=SimpleNamespace(rank=0, size=1), adapter=None, placement=SimpleNamespace(model=None), device="cpu"
+    )
+    unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False, write_scores=lambda step, results: None)
+    encoder: Any = SimpleNamespace(bos_id=1, encode=list)
+    config = dataclasses.replace(config, eval=wanted)
+    return Evaluation(engine, encoder, config, unused, unused, unused, Unwritten(print)), config.run.dir / "evals"
+
+
+def test_final_suites_are_scored_at_both_ends_only(tmp_path: Path, scored: dict[str, list[str]]) -> None:
+    (scoring, folder), progress = with_suites(tmp_path), Progress()
+    subset = ["hellaswag@9", "arc_challenge@9", "winogrande@9"]
+    for step, expected in ((0, [*subset, "winogrande"]), (5, subset), (20, [*subset, "winogrande"])):
+        progress.step = step
+        scored["suites"].clear()
+        assert scoring.run(progress)
+        assert scored["suites"] == expected
+        # What has been scored is not scored twice.
+        assert scoring.run(progress)
+        assert scored["suites"] == expected
+    written = json.loads((folder / "5.json").read_text())
+    assert list(written["tasks"]) == ["old_bits", *subset]
+
+
+def test_what_a_job_of_its_own_has_scored_is_not_scored_again(tmp_path: Path, scored: dict[str, list[str]]) -> None:
+    (scoring, folder), progress = with_suites(tmp_path), Progress(step=5)
+    folder.mkdir()
+    (folder / "5.forgetting@9.json").write_text(json.dumps({"tasks": {"hellaswag@9": {}, "old_bits": {}}}))
+    (folder / "5.torn.json").write_text('{"tas')
+    (folder / "15.piqa.json").write_text(json.dumps({"tasks": {"winogrande@9": {}}}))
+    assert scoring.run(progress)
+    assert scored["suites"] == ["arc_challenge@9", "winogrande@9"]
+    assert scored["tasks"] == []
+
+
+def test_a_stop_within_a_suite_leaves_the_step_to_be_scored(
+    tmp_path: Path, scored: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Evaluation, specs: Any, step: int) -> Any:
+        raise Stopped
+
+    monkeypatch.setattr(Evaluation, "_suites", stopped)
+    (scoring, folder), progress = with_suites(tmp_path), Progress(step=5)
+    assert not scoring.run(progress)
+    assert not (folder / "5.json").exists()
+    assert progress.eval_seconds > 0
