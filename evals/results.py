@@ -1,5 +1,8 @@
 """The files of a run that evaluation writes and reads: evals/<step>.json, run.json, metrics.jsonl.
 
+What was measured at a step may be in several files: evals/<step>.json, which training writes, and
+evals/<step>.<name>.json of a job of its own (5000.forgetting.json). Readers merge their tasks.
+
 Readers tolerate runs that are going or crashed: missing files, missing and unknown keys, a half-written last line.
 """
 
@@ -8,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,9 @@ from evals.errors import EvalError
 SCHEMA = 1
 KIND_LABELS = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 """adapter.kind -> what people call it."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_RESULT_FILE = re.compile(rf"(0|[1-9][0-9]*)(?:\.({_NAME.pattern}))?\.json")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -32,16 +39,46 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def write_result(run: Path, *, step: int, tasks: Mapping[str, Mapping[str, Any]], seconds: float) -> Path:
-    """Write what `evaluate` returned to <run>/evals/<step>.json and return that path.
+def result_file(run: Path, step: int, name: str | None = None) -> Path:
+    """Where results at a step are: <run>/evals/<step>.json, or <step>.<name>.json for those of a job of its own.
+
+    Raises:
+        EvalError: the name cannot be part of a file's name.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        raise EvalError(f"{name!r}: no name for a file of results; use letters, digits, - and _")
+    return Path(run) / "evals" / (f"{step}.json" if name is None else f"{step}.{name}.json")
+
+
+def result_file_step(path: str | os.PathLike[str]) -> tuple[int, str | None] | None:
+    """The step and name in a result file's name: 50.json -> (50, None), 50.code.json -> (50, "code"); None: no such."""
+    match = _RESULT_FILE.fullmatch(os.path.basename(path))
+    return None if match is None else (int(match[1]), match[2])
+
+
+def result_files(run: Path, step: int | None = None) -> list[Path]:
+    """A run's files of results, of one step or all, in the order in which they count: by step, the plain file first."""
+    found = [(where, path) for path in (Path(run) / "evals").glob("*.json") if (where := result_file_step(path))]
+    found.sort(key=lambda entry: (entry[0][0], entry[0][1] or ""))
+    return [path for where, path in found if step in (None, where[0])]
+
+
+def write_result(
+    run: Path, *, step: int, tasks: Mapping[str, Mapping[str, Any]], seconds: float, name: str | None = None
+) -> Path:
+    """Write what `evaluate` returned to `result_file(run, step, name)` and return that path.
 
     Args:
         run: the run's folder.
         step: optimizer steps the model has had; 0 is the model as loaded.
         tasks: `evaluate`'s result.
         seconds: wall time of the evaluation.
+        name: of the job, when it is not the training run itself.
+
+    Raises:
+        EvalError: the name cannot be part of a file's name.
     """
-    path = Path(run) / "evals" / f"{step}.json"
+    path = result_file(run, step, name)
     write_json(path, {"schema": SCHEMA, "step": step, "seconds": seconds, "tasks": tasks})
     return path
 
@@ -60,7 +97,33 @@ def read_result(path: Path) -> dict[str, Any]:
         raise EvalError(f"{path}: not JSON ({error}); delete it and evaluate again") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
         raise EvalError(f"{path}: no tasks in this file; it was not written by an evaluation")
+    if broken := [name for name, task in content["tasks"].items() if not isinstance(task, dict)]:
+        raise EvalError(f"{path}: task {broken[0]!r} is no result; delete the file and evaluate again")
     return content
+
+
+def merge_results(paths: Sequence[Path]) -> dict[str, Any]:
+    """The results of a step from its files: their tasks (one that is in two files is the first's) and seconds together.
+
+    Returns:
+        What `read_result` returns, and under `damaged` a message for each file that cannot be used.
+
+    Raises:
+        EvalError: none of the files can be used; every one is named.
+    """
+    usable, damaged = [], []
+    for path in paths:
+        try:
+            usable.append(read_result(path))
+        except EvalError as error:
+            damaged.append(str(error))
+    if not usable:
+        raise EvalError("; ".join(damaged))
+    tasks: dict[str, Any] = {}
+    for content in usable:
+        tasks |= {name: task for name, task in content["tasks"].items() if name not in tasks}
+    known = [content["seconds"] for content in usable if isinstance(content.get("seconds"), int | float)]
+    return usable[0] | {"seconds": math.fsum(known) if known else None, "tasks": tasks, "damaged": damaged}
 
 
 @dataclass(frozen=True)
@@ -104,8 +167,8 @@ class Run:
         return f"{label} + HiddenKey" if self.get("config", "hidden_key", "enabled") is True else label
 
     def result(self, step: int) -> dict[str, Any]:
-        """The evaluation at a step; EvalError when unreadable."""
-        return read_result(self.path / "evals" / f"{step}.json")
+        """What was measured at a step, over all its files, as `merge_results` gives it; EvalError without a usable one."""
+        return merge_results(result_files(self.path, step) or [result_file(self.path, step)])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps in order. A step logged again after a restart counts once, as logged last."""
@@ -119,8 +182,8 @@ def load_run(path: Path) -> Run:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
-    steps = sorted(int(file.stem) for file in (path / "evals").glob("*.json") if file.stem.isdecimal())
-    return Run(path, record if isinstance(record, dict) else {}, tuple(steps))
+    steps = {where[0] for file in result_files(path) if (where := result_file_step(file))}
+    return Run(path, record if isinstance(record, dict) else {}, tuple(sorted(steps)))
 
 
 def find_runs(root: Path) -> list[Run]:

@@ -7,8 +7,14 @@ about the weights. All logarithms are natural: entropies and log-likelihoods are
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from evals.arithmetic.forgetting import without_subsets
 
 Floats = NDArray[np.float64]
 
@@ -88,6 +94,31 @@ def mutual_information(log_probabilities: ArrayLike) -> Floats:
     logs = np.asarray(log_probabilities, dtype=np.float64)
     assert logs.ndim == 3, logs.shape
     return np.maximum(_entropy(log_mean_exp(logs)) - _entropy(logs).mean(axis=0), 0.0)
+
+
+def calibrated(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> list[str]:
+    """A domain's tasks of choices, whose results have an NLL; of a task and a part of it (hellaswag@200) the larger."""
+    return without_subsets(name for name, task in tasks.items() if task.get("domain") == domain and "nll" in task)
+
+
+def means(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> dict[str, float | None]:
+    """NLL and ECE as means over a domain's tasks of choices.
+
+    Args:
+        tasks: the tasks of an evaluation.
+        domain: new or old.
+
+    Returns:
+        nll, ece; None where no task has it, or it is undefined for one of them (the model diverged).
+    """
+    chosen = [tasks[name] for name in calibrated(tasks, domain)]
+    values = {key: [task.get(key) for task in chosen] for key in ("nll", "ece")}
+    return {
+        key: statistics.fmean(known)
+        if (known := [v for v in each if v is not None]) and len(known) == len(each)
+        else None
+        for key, each in values.items()
+    }
 
 
 def _entropy(log_probabilities: Floats) -> Floats:

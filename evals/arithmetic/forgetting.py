@@ -5,15 +5,16 @@ Sign convention. *Learned* is the improvement on the new domain: positive = the 
 per byte and higher for accuracy.
 
 Pairing matters: documents differ from each other far more than a model differs before and after training, and that
-spread cancels when each example is compared with itself. Documents are taken as independent; intervals are value
-+- 1.96 standard errors.
+spread cancels when each example is compared with itself. Documents are taken as independent. Intervals here are value
++- 1.96 standard errors; `evals.arithmetic.bootstrap` has those that make no such assumption.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Changes:
         weights: bytes of each document, or 1 per question.
         groups: the document each example is about; documents, not examples, are independent.
         fingerprint: hash of the tokens scored, "" when unknown.
+        protocol: a harness task's settings that decide what `correct` means, "" for other tasks.
     """
 
     metric: str
@@ -44,16 +46,23 @@ class Changes:
     weights: NDArray[np.float64]
     groups: tuple[str, ...]
     fingerprint: str = ""
+    protocol: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its standard error (None: unknown, a single example) and 95 % interval."""
+    """A value with its standard error (None: unknown, a single example) and 95 % intervals.
+
+    `low` and `high` are those of the normal approximation, `bootstrap_low` and `bootstrap_high` those of
+    `bootstrap.estimate_mean`, None where nothing was drawn.
+    """
 
     value: float
     n: int
     stderr: float | None
     unit: str
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
 
     @property
     def low(self) -> float:
@@ -67,12 +76,37 @@ class Estimate:
 
     def negated(self) -> Estimate:
         """The same estimate with the opposite sign."""
-        return Estimate(value=0.0 - self.value, n=self.n, stderr=self.stderr, unit=self.unit)
+        low = None if self.bootstrap_high is None else 0.0 - self.bootstrap_high
+        high = None if self.bootstrap_low is None else 0.0 - self.bootstrap_low
+        return replace(self, value=0.0 - self.value, bootstrap_low=low, bootstrap_high=high)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval that decides: the bootstrap's where there is one."""
+        if self.bootstrap_low is None or self.bootstrap_high is None:
+            return self.low, self.high
+        return self.bootstrap_low, self.bootstrap_high
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: value, n, stderr, low, high, unit; what is unknown is None."""
+        """For JSON: value, n, stderr, low, high, unit (what is unknown is None), and the bootstrap's ends if drawn."""
         low, high = (None, None) if self.stderr is None else (self.low, self.high)
-        return {"value": self.value, "n": self.n, "stderr": self.stderr, "low": low, "high": high, "unit": self.unit}
+        known = {"value": self.value, "n": self.n, "stderr": self.stderr, "low": low, "high": high, "unit": self.unit}
+        if self.bootstrap_low is None:
+            return known
+        return known | {"bootstrap_low": self.bootstrap_low, "bootstrap_high": self.bootstrap_high}
+
+
+def without_subsets(names: Iterable[str]) -> list[str]:
+    """Names of tasks without those of which a larger part is there: of hellaswag@50, hellaswag@200 the second.
+
+    A name ending in @n is the first n examples of the task before the @, which alone is all of them.
+    """
+    names = list(names)
+    sizes = {name: _part(name) for name in names}
+    largest: dict[str, float] = {}
+    for whole, size in sizes.values():
+        largest[whole] = max(size, largest.get(whole, 0.0))
+    return [name for name in names if sizes[name][1] == largest[sizes[name][0]]]
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
@@ -108,6 +142,7 @@ def nll_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes 
 
 def _paired(before: Mapping[str, Any], after: Mapping[str, Any], metric: Any, sign: float) -> Changes:
     _same_questions(before.get("fingerprint"), after.get("fingerprint"))
+    _same_protocol(_protocol(before), _protocol(after))
     old, new = _scores(before, metric), _scores(after, metric)
     _same_ids(old, new)
     ids = tuple(old)
@@ -115,7 +150,7 @@ def _paired(before: Mapping[str, Any], after: Mapping[str, Any], metric: Any, si
     weights = np.array([old[i][1] for i in ids])
     document = {str(e["id"]): str(e.get("document", e["id"])) for e in before["examples"]}
     groups = tuple(document[i] for i in ids)
-    return Changes(str(metric), ids, deltas, weights, groups, before.get("fingerprint") or "")
+    return Changes(str(metric), ids, deltas, weights, groups, before.get("fingerprint") or "", _protocol(before))
 
 
 def contrast(a: Changes, b: Changes) -> Changes:
@@ -127,10 +162,11 @@ def contrast(a: Changes, b: Changes) -> Changes:
     if a.metric != b.metric:
         raise EvalError(f"the metrics differ ({a.metric} and {b.metric}); evaluate both with the same task")
     _same_questions(a.fingerprint, b.fingerprint)
+    _same_protocol(a.protocol, b.protocol)
     b_deltas = dict(zip(b.ids, b.deltas, strict=True))
     _same_ids(dict.fromkeys(a.ids), b_deltas)
     other = np.array([b_deltas[i] for i in a.ids])
-    return Changes(a.metric, a.ids, a.deltas - other, a.weights, a.groups, a.fingerprint)
+    return replace(a, deltas=a.deltas - other)
 
 
 def estimate(paired: Changes) -> Estimate:
@@ -178,6 +214,19 @@ def _scores(result: Mapping[str, Any], metric: Any) -> dict[str, tuple[float, fl
     return {str(e["id"]): (float(e[key]), 1.0) for e in examples}
 
 
+def _part(name: str) -> tuple[str, float]:
+    """The task of which a name's examples are part, and how many; inf = all."""
+    match = re.fullmatch(r"(.+)@(\d+)", name)
+    return (match[1], float(match[2])) if match else (name, math.inf)
+
+
+def _protocol(result: Mapping[str, Any]) -> str:
+    harness = result.get("harness") or {}
+    return ", ".join(
+        f"{key} {harness[key]}" for key in ("version", "num_fewshot", "metric", "filter") if key in harness
+    )
+
+
 def _same_ids(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
     if only_a or only_b:
@@ -194,3 +243,8 @@ def _same_questions(a: str | None, b: str | None) -> None:
             "the same examples were tokenized or cut differently; "
             "evaluate both with the same file, tokenizer, seq_len and task settings"
         )
+
+
+def _same_protocol(a: str, b: str) -> None:
+    if a != b:
+        raise EvalError(f"the task was scored in different ways ({a}; {b}); evaluate both with the same settings")

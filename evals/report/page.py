@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from evals import formatting as fmt
 from evals.report import plots
+from evals.report.methods import FORGETTING_AVERAGE
+from evals.report.page_parts import capital, effect, table, text_list, title
 from evals.report.page_style import CSS
-from evals.report.summary import relative_change
+from evals.report.page_tests import calibration, programs, task_table
+from evals.report.summary import DOMAINS, relative_change
 
 Report = Mapping[str, Any]
 
@@ -24,14 +26,6 @@ which examples were drawn, not other seeds or settings: a single run per method 
 general.</p>
 <p><b>Full finetuning</b> changes every parameter. <b>LoRA</b> keeps them and trains a small addition to them.
 <b>MonteCLoRA</b> is LoRA whose addition is random during training, around a learned mean.</p>"""
-_CALIBRATION_READING = """
-<p class="soft"><b>NLL</b>: how unlikely the model found the true continuation, in nats; lower is better. Green and
-orange mark clear changes, as above. <b>ECE</b>: how far its confidence is from how often it is right; 0 % is honest,
-and chance alone adds some, the more the fewer the questions.</p>"""
-_POSTERIOR_READING = """
-<p class="soft"><b>Average of draws</b>: MonteCLoRA learns a distribution over weights. Elsewhere on this page its mean
-is the model; in these rows, which are not marked, the average over models drawn from it predicts. <b>Disagreement</b>:
-how much those models differ, as mutual information of weights and answer in nats; 0 when all predict the same.</p>"""
 
 
 def render(report: Report) -> str:
@@ -41,8 +35,9 @@ def render(report: Report) -> str:
         _result(report),
         _methods_table(report),
         _statements(report),
-        _task_table(report),
-        _calibration(report),
+        task_table(report),
+        programs(report),
+        calibration(report),
         _curves(report),
         _setup(report),
         _READING,
@@ -63,7 +58,7 @@ def _opening(report: Report) -> str:
     ways = f"in {len(methods)} ways" if len(methods) > 1 else f"with {methods[0]['label']}"
     new, old = (_subject(report, domain) for domain in ("new", "old"))
     notices = [
-        f"{_capital(entry['label'])} is not finished ({entry['status']})."
+        f"{capital(entry['label'])} is not finished ({entry['status']})."
         for entry in methods
         if entry["status"] != "done"
     ]
@@ -71,15 +66,34 @@ def _opening(report: Report) -> str:
         notices.append("The runs did not start from the same base weights, so they cannot be compared fairly.")
     if report["same_batches"] is False:
         notices.append("The runs did not train on the same batches.")
+    if not _same_tests(methods):
+        notices.append("The runs were not scored on the same tests: a mean over tests is over each run's own.")
     if len({entry["tokens_seen"] for entry in methods}) > 1:
         notices.append("The runs have read different amounts of text.")
     return (
         '<p class="eyebrow">What a language model learned, and what it forgot</p>\n'
         f"<h1>{escape(report['headline'])}</h1>\n"
         f'<p class="lead">{escape(model)} was taught something new (<b>{new}</b>), {escape(ways)}. '
-        "Then it was tested on text it had never seen: how much better does it predict the new kind, "
-        f"and how much worse the kind it already knew (<b>{old}</b>)?</p>"
+        f"{_question(report)} (<b>{old}</b>)?</p>"
         + "".join(f'\n<p class="notice">{escape(notice)}</p>' for notice in notices)
+    )
+
+
+def _same_tests(methods: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all methods' means are over the same tests."""
+    means = [[set(tasks) for domain in DOMAINS.values() for tasks in e[f"{domain}_means"].values()] for e in methods]
+    return all(each == means[0] for each in means)
+
+
+def _question(report: Report) -> str:
+    if report["metric"] == "accuracy":
+        return (
+            "Then it was asked questions it had never seen: how much better does it answer the new kind, and how much "
+            "worse the kind it could already answer"
+        )
+    return (
+        "Then it was tested on text it had never seen: how much better does it predict the new kind, and how much "
+        "worse the kind it already knew"
     )
 
 
@@ -90,7 +104,7 @@ def _result(report: Report) -> str:
     svg = plots.inline_svg(figure, "Learned against forgotten, one point per method")
     color = plots.colors(report["methods"])
     items = "".join(
-        f'<li style="border-color:{color[name]}"><b class="name">{_title(entry["label"])}</b>{_in_words(entry)}</li>'
+        f'<li style="border-color:{color[name]}"><b class="name">{title(entry["label"])}</b>{_in_words(entry)}</li>'
         for name, entry in report["methods"].items()
     )
     return (
@@ -122,17 +136,24 @@ def _methods_table(report: Report) -> str:
     rows = []
     for entry in report["methods"].values():
         rank = (entry["adapter"] or {}).get("rank") if (entry["adapter"] or {}).get("kind") != "none" else None
-        name = _title(entry["label"]) + (f"<small>rank {escape(str(rank))}</small>" if rank is not None else "")
-        row = [f"<span>{name}</span>", _trainable(entry), _effect(entry["learned"]), _effect(entry["forgotten"])]
-        row += [_effect(entry["learned_accuracy"]), _effect(entry["forgotten_accuracy"])] if accuracy else []
+        name = title(entry["label"]) + (f"<small>rank {escape(str(rank))}</small>" if rank is not None else "")
+        row = [f"<span>{name}</span>", _trainable(entry), effect(entry["learned"]), effect(entry["forgotten"])]
+        row += [effect(entry["learned_accuracy"]), effect(entry["forgotten_accuracy"])] if accuracy else []
         rows.append([*row, fmt.duration(entry["seconds"])])
     unit = "accuracy" if report["metric"] == "accuracy" else "bits per byte"
     return (
         "<h2>The methods</h2>\n"
-        + _table([*headers, "Training time"], rows)
+        + table([*headers, "Training time"], rows)
         + f'\n<p class="soft">Learned and forgotten: {unit} '
-        "gained on new text and lost on old text, with 95 % intervals. Minus = the opposite happened.</p>"
+        "gained on new text and lost on old text, with 95 % intervals. Minus = the opposite happened."
+        f"{_forgetting_average(report)}</p>"
     )
+
+
+def _forgetting_average(report: Report) -> str:
+    if not any(entry["forgetting_average"] for entry in report["methods"].values()):
+        return ""
+    return f" Accuracy is forgotten in the {FORGETTING_AVERAGE}; other old tests do not count in it."
 
 
 def _statements(report: Report) -> str:
@@ -140,94 +161,11 @@ def _statements(report: Report) -> str:
         return ""
     main = [s["text"] for s in report["statements"] if s["metric"] == report["metric"]]
     rest = [s["text"] for s in report["statements"] if s["metric"] != report["metric"]]
-    more = f"\n<details><summary>The same in accuracy</summary>{_list(rest)}</details>" if rest else ""
+    more = f"\n<details><summary>The same in accuracy</summary>{text_list(rest)}</details>" if rest else ""
     return (
-        f'<h2>What can be said</h2>\n{_list(main)}{more}\n<p class="soft">Each model is compared with '
-        "the other on every test example, so the intervals are those of the difference.</p>"
+        f'<h2>What can be said</h2>\n{text_list(main)}{more}\n<p class="soft">Each model is compared with '
+        "the other on every test example, so the intervals are those of the difference, from a bootstrap.</p>"
     )
-
-
-def _task_table(report: Report) -> str:
-    methods = list(report["methods"].values())
-    rows = []
-    for task, before in sorted(methods[0]["initial"].items(), key=lambda item: (item[1].get("domain", ""), item[0])):
-        kind = "new" if before.get("domain") == "new" else "old"
-        metric = {"bits_per_byte": "bits per byte", "accuracy": "accuracy"}.get(
-            before.get("metric"), before.get("metric")
-        )
-        better = "higher" if before.get("higher_is_better") else "lower"
-        chance = "" if before.get("chance") is None else f"; guessing scores {fmt.percent(before['chance'], 0)}"
-        name = (
-            f"<span>{escape(task)}<small>{kind} text, {escape(str(metric))}, {better} is better{chance}</small></span>"
-        )
-        rows.append([name, fmt.score(before), *(_after(entry, task) for entry in methods)])
-    counts = [t["n"] for t in methods[0]["initial"].values() if t.get("n")]
-    count = " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "No"
-    headers = ["Test", "Before", *(_title(entry["label"]) for entry in methods)]
-    return (
-        "<h2>Every test, before and after</h2>\n"
-        + _table(headers, rows)
-        + f'\n<p class="soft">{count} examples per test. '
-        "Green: clearly better than before. Orange: clearly worse. Plain: no clear change.</p>"
-    )
-
-
-def _after(entry: Mapping[str, Any], task: str) -> str:
-    text = fmt.score(entry["final"].get(task))
-    change = entry["learned_tasks"].get(task)
-    return _colored(text, change) if change else _colored(text, entry["forgotten_tasks"].get(task), sign=-1)
-
-
-def _colored(text: str, change: Mapping[str, Any] | None, sign: int = 1) -> str:
-    """Green for a clear improvement, orange for a clear loss: the 95 % interval of sign * change excludes 0."""
-    if not change or change["low"] is None or change["low"] <= 0 <= change["high"]:
-        return text
-    return f'<span class="{"good" if sign * change["value"] > 0 else "bad"}">{text}</span>'
-
-
-def _calibration(report: Report) -> str:
-    """A table for each task of choices: how good the model's probabilities are; "" where that was not measured."""
-    methods = list(report["methods"].values())
-    tasks = [
-        (task, before)
-        for task, before in sorted(methods[0]["initial"].items(), key=lambda item: (item[1].get("domain", ""), item[0]))
-        if any(entry["final"].get(task, {}).get("ece") is not None for entry in methods)
-    ]
-    if not tasks:
-        return ""
-    drawn = any(_posterior(entry, task) for entry in methods for task, _ in tasks)
-    return (
-        "<h2>Can the model's confidence be trusted?</h2>\n"
-        + "\n".join(_calibration_table(methods, task, before, drawn) for task, before in tasks)
-        + _CALIBRATION_READING
-        + (_POSTERIOR_READING if drawn else "")
-    )
-
-
-def _calibration_table(methods: Sequence[Mapping[str, Any]], task: str, before: Mapping[str, Any], drawn: bool) -> str:
-    rows = [["Before", fmt.score(before), fmt.nats(before.get("nll")), fmt.percent(before.get("ece")), ""]]
-    for entry in methods:
-        after, name = entry["final"].get(task, {}), _title(entry["label"])
-        nll = _colored(fmt.nats(after.get("nll")), entry["nll_tasks"].get(task))
-        rows.append([name, _after(entry, task), nll, fmt.percent(after.get("ece")), ""])
-        if mixture := _posterior(entry, task):
-            name = f"<span>{name}<small>average of {mixture['samples']} draws</small></span>"
-            score, nll = fmt.percent(mixture.get("score")), fmt.nats(mixture.get("nll"))
-            rows.append(
-                [name, score, nll, fmt.percent(mixture.get("ece")), fmt.nats(mixture.get("mutual_information"))]
-            )
-    headers = ["Model", "Accuracy", "NLL", "ECE", "Disagreement"][: 5 if drawn else 4]
-    kind = "new" if before.get("domain") == "new" else "old"
-    guessing = f"; guessing has NLL {fmt.nats(-math.log(before['chance']))}" if before.get("chance") else ""
-    return (
-        f"<h3>{escape(task)} <small>{kind} text, {before.get('n', 'unknown')} questions{guessing}</small></h3>\n"
-        + _table(headers, [row[: len(headers)] for row in rows])
-    )
-
-
-def _posterior(entry: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:
-    posterior: Mapping[str, Any] | None = entry["final"].get(task, {}).get("posterior")
-    return posterior
 
 
 def _curves(report: Report) -> str:
@@ -268,52 +206,29 @@ def _setup(report: Report) -> str:
         facts.insert(1, ("Base model", f"{fmt.count(base['tokens_seen'])} tokens in {fmt.duration(base['seconds'])}"))
     listed = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     left_out = [f"{name}: {reason}" for name, reason in report["left_out"].items()]
-    return f"<h2>How it was done</h2>\n<dl>{listed}</dl>" + (
-        f"\n<p>Runs left out of this page:</p>{_list(left_out)}" if left_out else ""
+    entries = [(capital(entry["label"]), entry) for entry in methods]
+    tests = [f"{label}: {task}: {reason}" for label, e in entries for task, reason in e["tasks_left_out"].items()]
+    damaged = [f"{label}: {message}" for label, e in entries for message in e["damaged"]]
+    lists = {
+        "Runs left out of this page:": left_out,
+        "Tests left out of what was learned and forgotten:": tests,
+        "Files of results that could not be used:": damaged,
+    }
+    return f"<h2>How it was done</h2>\n<dl>{listed}</dl>" + "".join(
+        f"\n<p>{heading}</p>{text_list(texts)}" for heading, texts in lists.items() if texts
     )
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; on a phone each row becomes a card, whose cells are named by `data-label`."""
-    head = "".join(f"<th>{header}</th>" for header in headers)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td data-label="{header}">{cell}</td>' for header, cell in zip(headers, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _subject(report: Report, domain: str) -> str:
     """The domain by the names of its tasks in the report's main metric."""
-    wanted = (domain, report["metric"])
-    results = [item for entry in report["methods"].values() for item in entry["initial"].items()]
-    names = {task for task, result in results if (result.get("domain"), result.get("metric")) == wanted}
+    key = f"{DOMAINS[domain]}_means"
+    names = {task for entry in report["methods"].values() for task in entry[key][report["metric"]]}
     return escape(", ".join(sorted(names))) or "nothing"
-
-
-def _list(texts: Sequence[str]) -> str:
-    return '<ul class="statements">' + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def _trainable(entry: Mapping[str, Any]) -> str:
     part, _, share = fmt.trainable(entry).partition(" (")
     return f"<span>{part}<small>{share.removesuffix(')')}</small></span>" if share else part
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _title(label: str) -> str:
-    return escape(_capital(label))
-
-
-def _effect(estimate: Mapping[str, Any] | None) -> str:
-    """A difference, and below it the half-width of its interval."""
-    value, _, spread = fmt.effect(estimate).partition(" \N{PLUS-MINUS SIGN} ")
-    return f"<span>{value}<small>\N{PLUS-MINUS SIGN} {spread}</small></span>" if spread else value
 
 
 def _same_batches(report: Report) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.arithmetic.forgetting import Estimate, average, contrast, estimate
+from evals.arithmetic.bootstrap import estimate_mean
+from evals.arithmetic.forgetting import Estimate, contrast
 from evals.errors import EvalError
 from evals.formatting import signed
-from evals.report.methods import Method
+from evals.report.methods import FORGETTING_AVERAGE, Method, averaged, forgetting_suite
 
 QUANTITIES = {"forgotten": "old", "learned": "new"}
 
@@ -33,23 +34,31 @@ def compare(method: Method, reference: Method, quantity: str, metric: str) -> di
     """One comparison: the paired difference method - reference of what was learned or forgotten, and what follows.
 
     Returns:
-        method, reference (run names), quantity, metric, verdict (less, more, undecided: the 95 % interval includes 0;
-        unknown: no comparison possible), difference (or None), text. None when neither was scored on such a task.
+        method, reference (run names), quantity, metric, tasks (the difference is the mean over them), verdict (less,
+        more, undecided: the 95 % bootstrap interval includes 0; unknown: no comparison possible), difference (or None),
+        text. None when the two were not scored on such a task in common.
     """
     domain = QUANTITIES[quantity]
-    tasks = [t for t in method.tasks(domain, metric) if t in reference.tasks(domain, metric)]
+    tasks = averaged(method.final, [t for t in method.changes if t in reference.changes], domain, metric)
     if not tasks:
         return None
-    statement = {"method": method.name, "reference": reference.name, "quantity": quantity, "metric": metric}
+    statement: dict[str, Any] = {
+        "method": method.name,
+        "reference": reference.name,
+        "quantity": quantity,
+        "metric": metric,
+        "tasks": tasks,
+    }
     try:
-        difference = average([estimate(contrast(method.changes[t], reference.changes[t])) for t in tasks])
+        difference = estimate_mean([contrast(method.changes[t], reference.changes[t]) for t in tasks])
     except EvalError as error:
         text = f"{method.label} and {reference.label} cannot be compared: {error}"
         return statement | {"verdict": "unknown", "difference": None, "text": text}
     if quantity == "forgotten":
         difference = difference.negated()
     verdict = _verdict(difference)
-    text = _sentence(method.label, reference.label, quantity, verdict, difference)
+    accuracy = f"the {FORGETTING_AVERAGE}" if forgetting_suite(method.final, tasks) == tasks else "accuracy"
+    text = _sentence(method.label, reference.label, quantity, verdict, difference, accuracy)
     return statement | {"verdict": verdict, "difference": difference.as_dict(), "text": text}
 
 
@@ -73,12 +82,14 @@ def headline(methods: Sequence[Method], statements: Sequence[dict[str, Any]], me
 
 
 def _verdict(difference: Estimate) -> str:
-    if difference.high < 0:
+    low, high = difference.interval
+    if high < 0:
         return "less"
-    return "more" if difference.low > 0 else "undecided"
+    return "more" if low > 0 else "undecided"
 
 
-def _sentence(label: str, reference: str, quantity: str, verdict: str, difference: Estimate) -> str:
+def _sentence(label: str, reference: str, quantity: str, verdict: str, difference: Estimate, accuracy: str) -> str:
+    """`accuracy`: what an accuracy is called."""
     verb = "forgot" if quantity == "forgotten" else "learned"
     opening = {
         ("forgotten", "less"): f"{label} forgot less than {reference}",
@@ -90,9 +101,10 @@ def _sentence(label: str, reference: str, quantity: str, verdict: str, differenc
     number = f"difference {signed(difference.value, difference.unit)}{suffix}"
     if difference.stderr is None:
         return f"{opening}: {number} on a single example, which has no interval."
-    interval = f"95 % interval [{signed(difference.low, difference.unit)}, {signed(difference.high, difference.unit)}]"
+    low, high = (signed(end, difference.unit) for end in difference.interval)
+    interval = f"95 % interval [{low}, {high}]"
     ending = ", which includes 0" if verdict == "undecided" else ""
-    kind = " in accuracy" if difference.unit == "accuracy" else ""
+    kind = f" in {accuracy}" if difference.unit == "accuracy" else ""
     return f"{opening}{kind}: {number}, {interval}{ending}."
 
 

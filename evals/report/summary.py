@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.arithmetic.forgetting import estimate
+from evals.arithmetic import calibration
+from evals.arithmetic.bootstrap import estimate_mean
 from evals.errors import EvalError
-from evals.report.methods import METRICS, Method, measure
+from evals.report.methods import METRICS, Method, forgetting_suite, measure
 from evals.report.statements import compare_methods, headline
 from evals.results import Run, find_runs
 
@@ -72,12 +73,30 @@ def _method_entry(method: Method, root: Path) -> dict[str, Any]:
         entry[key] = by_metric["bits_per_byte"] or by_metric["accuracy"]
         entry[f"{key}_accuracy"] = by_metric["accuracy"]
         entry[f"{key}_tasks"] = {
-            task: (estimate(c) if domain == "new" else estimate(c).negated()).as_dict()
+            task: (estimate_mean([c]) if domain == "new" else estimate_mean([c]).negated()).as_dict()
             for task, c in method.changes.items()
             if method.final[task].get("domain") == domain
         }
-    entry["nll_tasks"] = {task: estimate(c).as_dict() for task, c in method.nll_changes.items()}
+        entry[f"{key}_means"] = {metric: method.tasks(domain, metric) for metric in METRICS}
+    entry["nll_tasks"] = {task: estimate_mean([c]).as_dict() for task, c in method.nll_changes.items()}
+    entry["calibration"] = {
+        when: {domain: calibration.means(tasks, domain) for domain in DOMAINS}
+        for when, tasks in (("initial", method.initial), ("final", method.final))
+    }
+    entry["forgetting_average"] = _forgetting_average(method)
+    entry["tasks_left_out"] = method.left_out
+    entry["damaged"] = [message.replace(f"{root}/", "") for message in method.damaged]
     return entry
+
+
+def _forgetting_average(method: Method) -> dict[str, Any] | None:
+    """The mean accuracy over the forgetting suite before and after training; None unless all of it was scored."""
+    tasks = forgetting_suite(method.final, method.tasks("old", "accuracy"))
+    if not tasks:
+        return None
+    before, after = (math.fsum(r[t]["score"] for t in tasks) / len(tasks) for r in (method.initial, method.final))
+    change = estimate_mean([method.changes[t] for t in tasks])
+    return {"tasks": tasks, "before": before, "after": after, "forgotten": change.negated().as_dict()}
 
 
 def _run_entry(run: Run, root: Path) -> dict[str, Any]:

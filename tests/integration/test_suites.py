@@ -44,18 +44,35 @@ Boundary.cross = cross
 """A patch: asked to stop in the middle of the suites after step 4."""
 
 
+TASK_FILE = """
+task: additions
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+unsafe_code: true
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{test}}}}"
+generation_kwargs: {{until: ["\\ndef"], max_gen_toks: 8}}
+filter_list: [{{name: create_test, filter: [{{function: custom, filter_fn: !function utils.build_predictions}}]}}]
+metadata: {{version: 2.0}}
+"""
+
+
 def test_suites_of_a_run(tiny_recipe: Path, tmp_path: Path) -> None:
     data, out = make_suite_data(tmp_path / "data"), tmp_path / "run"
+    task = tmp_path / "additions.yaml"
+    task.write_text(TASK_FILE.format(data=data / "humaneval.jsonl"))
     settings = [
         "--train.steps", "4", "--optim.warmup_steps", "1", "--train.precision", "fp32", "--eval.every", "50 %", "--eval.at_start", "true",
-        "--eval.suites", "forgetting@3", "--eval.final_suites", "winogrande", "humaneval@2", "--eval.batch_tokens", "256",
+        "--eval.suites", "forgetting@3", "--eval.final_suites", f"winogrande,new={task}@2", "--eval.batch_tokens", "256",
         "--eval.data_dir", str(data),
     ]  # fmt: skip
     with Job(out, tiny_recipe, *settings, patches=dict.fromkeys(range(2), STOPPED_IN_SUITE)) as job:
         assert job.codes(300) == [85, 85], job.said()
     evals = out / "evals"
     subset = {"new", "old", "hellaswag@3", "arc_challenge@3", "winogrande@3"}
-    assert set(results(evals / "0.json")) == subset | {"winogrande", "humaneval@2"}
+    assert set(results(evals / "0.json")) == subset | {"winogrande", "additions@2"}
     assert set(results(evals / "2.json")) == subset
     assert not (evals / "4.json").exists()
     answered = (evals / "kept" / "4.jsonl").read_text().splitlines()
@@ -68,7 +85,8 @@ def test_suites_of_a_run(tiny_recipe: Path, tmp_path: Path) -> None:
     live = results(evals / "4.json")
     assert live["hellaswag@3"]["n"] == 3
     assert live["winogrande"]["n"] == 12
-    assert live["humaneval@2"]["samples_per_problem"] == 50
+    assert live["additions@2"]["samples_per_problem"] == 1
+    assert live["additions@2"]["domain"] == "new"
 
     # A job of its own on the same weights finds the same; what is there is not computed, and the tokenizer must be the run's.
     alone = ("--run", out, "--step", "4", "--data", data, "--batch-tokens", "512")
@@ -90,7 +108,7 @@ def test_suites_of_a_run(tiny_recipe: Path, tmp_path: Path) -> None:
 def test_wrong_suites_are_refused_before_anything_starts(tiny_recipe: Path, tmp_path: Path) -> None:
     data, out = make_suite_data(tmp_path / "data"), tmp_path / "run"
     os.remove(data / "arc_challenge_test.jsonl")
-    settings = ["--eval.suites", "forgetting", "helaswag", "--eval.data_dir", str(data)]
+    settings = ["--eval.suites", "forgetting,helaswag", "--eval.data_dir", str(data)]
     with Job(out, tiny_recipe, *settings, size=1) as job:
         assert job.codes(300) == [2], job.said()
         output = job.said()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ from typing import Any
 import pytest
 
 from evals.errors import EvalError
-from evals.results import find_runs, load_run, read_metrics, read_result, write_result
+from evals.results import (
+    find_runs,
+    load_run,
+    merge_results,
+    read_metrics,
+    read_result,
+    result_file_step,
+    result_files,
+    write_result,
+)
 
 
 def test_a_result_is_read_as_written(tmp_path: Path) -> None:
@@ -44,6 +55,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         ('{"tasks": {', "not JSON"),
         ("[]", "no tasks in this file"),
         ("{}", "no tasks in this file"),
+        ('{"tasks": {"a": {}, "b": 3}}', "task 'b' is no result"),
     ],
 )
 def test_unusable_results_are_explained(tmp_path: Path, content: str | None, message: str) -> None:
@@ -51,6 +63,78 @@ def test_unusable_results_are_explained(tmp_path: Path, content: str | None, mes
         (tmp_path / "1.json").write_text(content)
     with pytest.raises(EvalError, match=message):
         read_result(tmp_path / "1.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "step_and_name"),
+    [
+        ("0.json", (0, None)),
+        ("5000.json", (5000, None)),
+        ("5000.forgetting.json", (5000, "forgetting")),
+        ("some/where/5000.learning-code_2.json", (5000, "learning-code_2")),
+        ("05.json", None),
+        ("5000..json", None),
+        ("5000.a.b.json", None),
+        ("5000.json.tmp", None),
+        (".5000.json.77.tmp", None),
+        ("notes.json", None),
+        ("-1.json", None),
+        ("\N{ARABIC-INDIC DIGIT FIVE}.json", None),
+        ("5.json\n", None),
+    ],
+)
+def test_the_name_of_a_file_says_what_is_in_it(file: str, step_and_name: tuple[int, str | None] | None) -> None:
+    assert result_file_step(file) == result_file_step(Path(file)) == step_and_name
+
+
+def test_a_job_of_its_own_writes_beside_training(tmp_path: Path) -> None:
+    path = write_result(tmp_path, step=40, tasks={}, seconds=1.0, name="forgetting")
+    assert path == tmp_path / "evals" / "40.forgetting.json"
+    assert result_file_step(path) == (40, "forgetting")
+    for name in ("", "a/b", "a.b", "..", "a b"):
+        with pytest.raises(EvalError, match="no name for a file of results; use letters, digits, - and _"):
+            write_result(tmp_path, step=40, tasks={}, seconds=1.0, name=name)
+
+
+def test_the_files_of_a_step_are_merged_and_the_plain_one_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    write_result(tmp_path, step=20, tasks={"x": {"score": 1.0}, "late": {"score": 1.5}}, seconds=2.0, name="z")
+    write_result(tmp_path, step=20, tasks={"late": {"score": 9.0}, "x": {"score": 9.0}}, seconds=0.25, name="zz")
+    write_result(tmp_path, step=20, tasks={"own": {"score": 2.0}, "x": {"score": 3.0}}, seconds=4.0)
+    write_result(tmp_path, step=0, tasks={"x": {"score": 4.0}}, seconds=1.0, name="only")
+    run = load_run(tmp_path)
+    assert run.eval_steps == (0, 20)
+    assert [path.name for path in result_files(tmp_path)] == ["0.only.json", "20.json", "20.z.json", "20.zz.json"]
+    assert run.result(20) == {
+        "schema": 1,
+        "step": 20,
+        "seconds": 6.25,
+        "tasks": {"own": {"score": 2.0}, "x": {"score": 3.0}, "late": {"score": 1.5}},
+        "damaged": [],
+    }
+    assert run.result(0)["tasks"] == {"x": {"score": 4.0}}
+    with pytest.raises(EvalError, match=r"7\.json: cannot be read"):
+        run.result(7)
+
+
+def test_a_damaged_file_is_named_and_the_others_are_used(tmp_path: Path) -> None:
+    write_result(tmp_path, step=20, tasks={"x": {"score": 1.0}}, seconds=2.0, name="good")
+    (tmp_path / "evals" / "20.json").write_text('{"tas')
+    (tmp_path / "evals" / "20.bad.json").write_text("[]")
+    found = load_run(tmp_path).result(20)
+    assert (found["tasks"], found["seconds"]) == ({"x": {"score": 1.0}}, 2.0)
+    assert [message.partition(": ")[0] for message in found["damaged"]] == [
+        str(tmp_path / "evals" / "20.json"),
+        str(tmp_path / "evals" / "20.bad.json"),
+    ]
+    with pytest.raises(EvalError, match=r"20\.json: not JSON .*20\.bad\.json: no tasks in this file"):
+        merge_results([tmp_path / "evals" / "20.json", tmp_path / "evals" / "20.bad.json"])
+
+
+def test_reading_results_needs_neither_numpy_nor_torch() -> None:
+    code = "import sys, evals.results; print([m for m in ('numpy', 'torch', 'lm_eval') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_run_is_described_from_its_record(tmp_path: Path, make_run: Callable[..., Path]) -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical
 
 from evals.arithmetic.calibration import (
+    calibrated,
     expected_calibration_error,
     log_mean_exp,
     log_softmax,
+    means,
     mutual_information,
     negative_log_likelihood,
 )
@@ -139,3 +141,18 @@ def test_what_is_not_a_number_stays_so_without_a_warning() -> None:
     assert np.isnan(information).tolist() == [index == 3 for index in range(7)]
     assert np.isnan(mixture).any(axis=1).tolist() == [index == 3 for index in range(7)]
     assert np.isnan(log_softmax([math.nan] * 3)).all()
+
+
+def test_means_are_over_a_domains_tasks_of_choices() -> None:
+    tasks = {
+        "hellaswag": {"domain": "old", "nll": 1.0, "ece": 0.1},
+        "hellaswag@50": {"domain": "old", "nll": 9.0, "ece": 0.9},
+        "winogrande": {"domain": "old", "nll": 0.5, "ece": 0.2},
+        "prose": {"domain": "old", "metric": "bits_per_byte", "score": 2.0},
+        "gsm8k": {"domain": "new", "metric": "accuracy", "score": 0.2},
+        "code": {"domain": "new", "nll": 0.7, "ece": None},
+    }
+    assert calibrated(tasks, "old") == ["hellaswag", "winogrande"]
+    assert means(tasks, "old") == {"nll": 0.75, "ece": pytest.approx(0.15)}
+    assert means(tasks, "new") == {"nll": 0.7, "ece": None}
+    assert means({"gsm8k": tasks["gsm8k"]}, "new") == {"nll": None, "ece": None}

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.arithmetic.forgetting import Estimate, average, changes, contrast, estimate, forgotten, learned, nll_changes
+from evals.arithmetic.forgetting import (
+    Estimate,
+    average,
+    changes,
+    contrast,
+    estimate,
+    forgotten,
+    learned,
+    nll_changes,
+    without_subsets,
+)
 from evals.errors import EvalError
 
 
@@ -171,3 +181,42 @@ def test_runs_evaluated_on_other_examples_are_not_contrasted() -> None:
     same = bits([1, 2], [1, 1], fingerprint="y")
     with pytest.raises(EvalError, match="tokenized or cut differently"):
         contrast(changes(other, other), changes(same, same))
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["hellaswag@200", "winogrande", "hellaswag"], ["winogrande", "hellaswag"]),
+        (["hellaswag@50", "hellaswag@200"], ["hellaswag@200"]),
+        (["hellaswag@9", "hellaswag@10"], ["hellaswag@10"]),
+        (["hellaswag", "hellaswag:10", "hellaswag:10@5"], ["hellaswag", "hellaswag:10"]),
+        (["mail@home", "mail"], ["mail@home", "mail"]),
+        (["@5"], ["@5"]),
+        ([], []),
+    ],
+)
+def test_of_a_task_and_its_parts_the_largest_counts(names: list[str], kept: list[str]) -> None:
+    assert without_subsets(names) == kept
+    assert without_subsets(iter(names)) == kept
+
+
+def harness(credit: list[float], **settings: Any) -> dict[str, Any]:
+    return choice(
+        credit, kind="harness", harness={"task": "x", "version": 1.0, "metric": "acc", "filter": "none"} | settings
+    )
+
+
+def test_results_of_the_harness_are_paired() -> None:
+    effect = forgotten(harness([1, 1, 0.5, 0]), harness([1, 0, 0.25, 0]))
+    assert (effect.value, effect.n, effect.unit) == (0.3125, 4, "accuracy")
+
+
+def test_results_scored_in_different_ways_are_refused() -> None:
+    a, b = harness([1, 0]), harness([1, 0], metric="acc_norm")
+    with pytest.raises(EvalError, match=r"different ways \(version 1.0, metric acc, filter none; .* metric acc_norm"):
+        changes(a, b)
+    with pytest.raises(EvalError, match="scored in different ways"):
+        contrast(changes(a, a), changes(b, b))
+    with pytest.raises(EvalError, match="scored in different ways"):
+        changes(choice([1, 0]), a)
+    assert changes(a, harness([1, 0], lm_eval="0.5")).protocol == "version 1.0, metric acc, filter none"
