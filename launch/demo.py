@@ -78,7 +78,12 @@ def plan_stages(out: Path, ranks: int, overrides: list[str]) -> list[Stage]:
                   lambda kind=kind, settings=settings: train("demo.toml", kind, *settings))  # type: ignore[misc]
         )  # fmt: skip
     report = ["report", str(out), "--out", str(out / "report")]
-    stages.append(Stage("report", "Learned and forgotten", lambda: local.run_module("evals", *report)))
+    collect = ["collect", str(out), "--out", str(out / "collected")]
+    stages += [
+        Stage("rank", "How many directions each change has", lambda: rank_unless_done([out / kind for kind in KINDS])),
+        Stage("collect", "Every run and checkpoint on one page", lambda: local.run_module("evals", *collect)),
+        Stage("report", "Learned and forgotten", lambda: local.run_module("evals", *report)),
+    ]
     return stages
 
 
@@ -92,6 +97,17 @@ def corpus_settings(corpus: Path, recipe: str) -> list[str]:
         for suffix in suffixes:
             settings += [f"--eval.tasks.{name}{suffix}.path", str(corpus / name / "heldout.jsonl")]
     return settings
+
+
+def rank_unless_done(runs: list[Path]) -> int:
+    """Decompose the change that each run made to the base, unless that is there."""
+    for run in runs:
+        step = (read_json(run / "run.json") or {}).get("step")
+        if (run / "weights" / f"rank-{step}.json").exists():
+            print(f"{run.name}: done already")
+        elif code := local.run_module("training.checkpoint", "rank", str(run), "--step", str(step), "--only-change"):
+            return code
+    return 0
 
 
 def train_unless_done(recipe: Path, ranks: int, settings: list[str]) -> int:

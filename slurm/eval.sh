@@ -1,6 +1,6 @@
 #!/bin/bash
 # Scores a checkpoint of a run with whole suites, on the GPUs of one node: sbatch slurm/eval.sh RUN STEP [--suite NAME ...]
-# The result goes to RUN/evals/STEP.<suites>.json. Run again after an interruption, it goes on; what has been scored is not scored
+# Step 0 is the base. The result goes to RUN/evals/STEP.<suites>.json. Run again after an interruption, it goes on; what has been scored is not scored
 # twice. After a run: sbatch --dependency=afterok:JOB slurm/eval.sh RUN STEP
 
 # ---- Edit for your cluster ------------------------------------------------------------------------------------------
@@ -30,11 +30,16 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 cd "$ROOT" || exit 1
 
-# The model of the checkpoint, as transformers reads it; an adapter is added to its base. On the node's own disk.
-model=$(mktemp -d "${TMPDIR:-/tmp}/eval-$SLURM_JOB_ID.XXXXXX") || exit 1
-trap 'rm -rf "$model"' EXIT
-srun --nodes=1 --ntasks=1 "$PYTHON" -m training.checkpoint export "$run/checkpoints/$step" --format model --out "$model/model" || exit
+if [ "$step" = 0 ]; then
+    model=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["config"]["model"]["base"])' "$run/run.json") || exit
+else
+    # The model of the checkpoint, as transformers reads it; an adapter is added to its base. On the node's own disk.
+    scratch=$(mktemp -d "${TMPDIR:-/tmp}/eval-$SLURM_JOB_ID.XXXXXX") || exit 1
+    trap 'rm -rf "$scratch"' EXIT
+    model=$scratch/model
+    srun --nodes=1 --ntasks=1 "$PYTHON" -m training.checkpoint export "$run/checkpoints/$step" --format model --out "$model" || exit
+fi
 
 # --wait: when one process is lost the others end, too.
 srun --kill-on-bad-exit=0 --wait=30 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
-    "$PYTHON" -u -m evals run "$model/model" --run "$run" --step "$step" --data "$EVAL_DATA" --dtype "$DTYPE" "$@"
+    "$PYTHON" -u -m evals run "$model" --run "$run" --step "$step" --data "$EVAL_DATA" --dtype "$DTYPE" "$@"

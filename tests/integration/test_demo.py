@@ -48,6 +48,16 @@ def test_the_story(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert str(out / "report" / "index.html") in done.stdout.replace("\n", "")
 
+    collected = json.loads((out / "collected" / "collected.json").read_text())
+    by_name = {run["id"]: run for run in collected["runs"]}
+    assert set(by_name) == {"base", "none", "lora", "monteclora"}
+    assert collected["skipped"] == []
+    for name in report["methods"]:
+        assert [point["step"] for point in by_name[name]["points"]] == [0, 12]
+        ranks = [rank for layer in by_name[name]["rank"]["rank"] for rank in layer if rank is not None]
+        assert 1 <= max(ranks) <= (16 if name != "none" else 192)
+    assert "<script" in (out / "collected" / "index.html").read_text()
+
     # The methods differ in adapter.* only.
     configs = [json.loads((out / name / "run.json").read_text())["config"] for name in report["methods"]]
     for config in configs:
@@ -56,7 +66,7 @@ def test_the_story(tmp_path: Path) -> None:
 
     again = demo(out)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("done already") == 4
+    assert again.stdout.count("done already") == 7
 
     other = demo(out, "--optim.lr", "5e-4")
     assert other.returncode == 2

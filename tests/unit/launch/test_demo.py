@@ -14,7 +14,8 @@ from tests.unit.training.minimal import write_base
 from training.config import to_dict
 from training.recipe import load_config
 
-STAGES = ["corpus", "base", "none", "lora", "monteclora", "report"]
+STAGES = ["corpus", "base", "none", "lora", "monteclora", "rank", "collect", "report"]
+RANKED = [("training.checkpoint", "rank")] * 3
 
 
 class Machine:
@@ -36,6 +37,10 @@ class Machine:
                 for name in ("train.jsonl", "heldout.jsonl"):
                     (corpus / domain / name).write_text('{"id": "0", "text": "a"}\n')
             (corpus / "tokenizer.model").write_bytes(b"")
+        if arguments[0] == "rank":
+            weights = Path(arguments[1]) / "weights"
+            weights.mkdir()
+            (weights / f"rank-{arguments[arguments.index('--step') + 1]}.json").write_text("{}")
         return 0
 
     def train(self, recipe: Path, ds_config: Path, ranks: int, settings: list[str]) -> int:
@@ -68,10 +73,10 @@ def test_the_stages_run_in_order(machine: Machine, tmp_path: Path, capsys: pytes
     assert run(tmp_path) == 0
     assert machine.calls == [
         ("data_pipeline", "demo"), ("train", "base"), ("train", "none"), ("train", "lora"), ("train", "monteclora"),
-        ("evals", "report"),
+        *RANKED, ("evals", "collect"), ("evals", "report"),
     ]  # fmt: skip
     titles = re.findall(r"^(\d)/(\d)  ", capsys.readouterr().out, re.M)
-    assert titles == [(str(number), "6") for number in range(1, 7)]
+    assert titles == [(str(number), "8") for number in range(1, 9)]
 
 
 def test_the_methods_differ_in_the_adapter_alone(machine: Machine, tmp_path: Path) -> None:
@@ -103,12 +108,17 @@ def test_everything_a_demo_recipe_reads_is_in_the_given_corpus(recipe: str, tmp_
 @pytest.mark.parametrize("until", STAGES)
 def test_it_stops_after_a_stage(machine: Machine, tmp_path: Path, until: str) -> None:
     assert run(tmp_path, until) == 0
-    assert len(machine.calls) == STAGES.index(until) + 1
+    # The stage of ranks is three commands.
+    expected = STAGES.index(until) + 1 + 2 * (STAGES.index(until) >= STAGES.index("rank"))
+    assert len(machine.calls) == expected
 
 
 def test_an_unknown_stage(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "full") == 2
-    assert capsys.readouterr().err == "--until full: must be one of corpus, base, none, lora, monteclora, report\n"
+    assert (
+        capsys.readouterr().err
+        == "--until full: must be one of corpus, base, none, lora, monteclora, rank, collect, report\n"
+    )
     assert machine.calls == []
 
 
@@ -117,10 +127,20 @@ def test_what_is_done_is_not_done_again(machine: Machine, tmp_path: Path, capsys
     machine.calls.clear()
     capsys.readouterr()
     assert run(tmp_path) == 0
-    assert machine.calls == [("data_pipeline", "demo"), ("train", "monteclora"), ("evals", "report")]
+    pages = [("evals", "collect"), ("evals", "report")]
+    assert machine.calls == [("data_pipeline", "demo"), ("train", "monteclora"), *RANKED, *pages]
     printed = capsys.readouterr().out
     for name in ("base", "none", "lora"):
         assert f"{name}: done already, 100 steps in 12 s" in printed
+    machine.calls.clear()
+    assert run(tmp_path) == 0
+    assert machine.calls == [("data_pipeline", "demo"), *pages]
+
+
+def test_a_rank_that_fails_ends_it(machine: Machine, tmp_path: Path) -> None:
+    machine.before = lambda name: 2 if name == "rank" else 0
+    assert run(tmp_path) == 2
+    assert machine.calls[-1] == ("training.checkpoint", "rank")
 
 
 def test_a_run_of_another_recipe_is_refused(
