@@ -1,157 +1,126 @@
-"""Every run under a folder in one table, from its files alone; runs that are going or crashed included."""
+"""The table of all runs: a row for each run and checkpoint, in columns of fixed names, order and types; CSV and Parquet.
+
+After COLUMNS come, for each task of any run by name, task/<name>/score, /change, /nll and /ece, and /pass@<k> where
+programs were judged. Unknown values are empty (CSV) or null (Parquet). A run that was not evaluated has one row.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from evals import formatting as fmt
-from evals.arithmetic.forgetting import Estimate
-from evals.errors import EvalError
-from evals.report.methods import METRICS, Method, measure
-from evals.results import Run, find_runs, write_json
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    import pyarrow
 
-SCHEMA = 1
-CALIBRATION = ("nll", "ece", "posterior_nll", "posterior_ece")
-"""Columns new_<key> and old_<key>: means over the domain's tasks of choices, after training."""
-COLUMNS = (
-    "run",
-    "method",
-    "status",
-    "step",
-    "steps",
-    "tokens_seen",
-    "learned",
-    "learned_stderr",
-    "forgotten",
-    "forgotten_stderr",
-    "unit",
-    *(f"{domain}_{key}" for domain in ("new", "old") for key in CALIBRATION),
-    "note",
+Kind = Literal["string", "int64", "double"]
+RUN_COLUMNS: dict[str, Kind] = {
+    "run": "string", "method": "string", "status": "string", "name": "string", "adapter": "string", "rank": "int64",
+    "lr": "double", "seed": "int64", "batch_rows": "int64", "base": "string", "parent": "string",
+    "trainable_parameters": "int64", "run_step": "int64", "steps": "int64", "tokens_seen": "int64", "updated_at": "double",
+}  # fmt: skip
+"""Of the run, the same in all of its rows; `run_step` is how far it is, `updated_at` in seconds since 1970."""
+EFFECTS = ("learned", "forgotten", "learned_accuracy", "forgotten_accuracy")
+CALIBRATION = tuple(
+    f"{domain}_{key}" for domain in ("new", "old") for key in ("nll", "ece", "posterior_nll", "posterior_ece")
 )
+POINT_COLUMNS: dict[str, Kind] = {
+    "step": "int64", "tokens": "int64", "epochs": "double", "unit": "string",
+    **{f"{name}{end}": "double" for name in EFFECTS for end in ("", "_stderr", "_low", "_high")},
+    "learning_score": "double", "forgetting_average": "double", **dict.fromkeys(CALIBRATION, "double"), "notes": "string",
+}  # fmt: skip
+"""Of the checkpoint; `unit` is that of `learned` and `forgotten`. Notes are the run's, joined by "; "."""
+COLUMNS = RUN_COLUMNS | POINT_COLUMNS
+OF_TASK = ("score", "change", "nll", "ece")
 
 
-def collect(root: Path) -> list[dict[str, Any]]:
-    """A row of COLUMNS per run, None where unknown. `note` says why there is no learned and forgotten.
-
-    Raises:
-        EvalError: the folder does not exist.
-    """
-    root = Path(root)
-    return [_row(run, root) for run in find_runs(root)]
-
-
-def _row(run: Run, root: Path) -> dict[str, Any]:
-    logged = run.metrics()
-    last = logged[-1] if logged else {}
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {
-        "run": run.path.relative_to(root).as_posix(),
-        "method": run.label,
-        "status": run.status,
-        "step": _latest(run.get("step"), last.get("step")),
-        "steps": run.get("steps"),
-        "tokens_seen": _latest(run.get("tokens_seen"), last.get("tokens_seen")),
-    }
-    if run.record and run.base is None:
-        return row | {"note": "from scratch: nothing to forget"}
-    try:
-        method = measure(run)
-    except EvalError as error:
-        return row | {"note": str(error)}
-    learned, forgotten = _effects(method)
-    for key, effect in (("learned", learned), ("forgotten", forgotten)):
-        if effect is not None:
-            row |= {key: effect.value, f"{key}_stderr": effect.stderr, "unit": effect.unit}
-    return row | _calibration(method.final, "new") | _calibration(method.final, "old")
+def columns(document: Mapping[str, Any]) -> dict[str, Kind]:
+    """Name -> type of every column of a document's table, in order."""
+    tasks: dict[str, set[int]] = {}
+    for run in document["runs"]:
+        for point in run["points"]:
+            for name, task in point["tasks"].items():
+                tasks.setdefault(name, set()).update(int(k) for k in task.get("pass_at_k") or {})
+    found = dict(COLUMNS)
+    for name in sorted(tasks):
+        keys = [*OF_TASK, *(f"pass@{k}" for k in sorted(tasks[name]))]
+        found |= {f"task/{name}/{key}": "double" for key in keys}
+    return found
 
 
-def _effects(method: Method) -> tuple[Estimate | None, Estimate | None]:
-    """Learned and forgotten in the first metric that has either."""
-    for metric in METRICS:
-        pair = method.effect("new", metric), method.effect("old", metric)
-        if any(effect is not None for effect in pair):
-            return pair
-    return None, None
+def rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each run and checkpoint, by run and step; what a row does not have is unknown."""
+    return [row for run in document["runs"] for row in _of_run(run)]
 
 
-def _calibration(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> dict[str, float | None]:
-    """A domain's columns of CALIBRATION; None where not measured, or undefined for one of the tasks."""
-    chosen = [task for task in tasks.values() if task.get("domain") == domain and task.get("metric") == "accuracy"]
-    sampled = [task.get("posterior") or {} for task in chosen]
-    values = {key: [task.get(key) for task in chosen] for key in ("nll", "ece")}
-    values |= {f"posterior_{key}": [task.get(key) for task in sampled] for key in ("nll", "ece")}
-    return {f"{domain}_{key}": _mean(of_tasks) for key, of_tasks in values.items()}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-def _latest(*values: Any) -> int | None:
-    """run.json is written now and then, metrics.jsonl at every logged step: whichever is further."""
-    known = [value for value in values if isinstance(value, int)]
-    return max(known, default=None)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows as a terminal table: as much of them as it holds, with NLL and ECE where any run has them."""
-    from rich.table import Table
-
-    judged = [k for k in ("nll", "ece") if any(row[f"{d}_{k}"] is not None for row in rows for d in ("new", "old"))]
-    titles = [key.upper() for key in judged]
-    result = Table()
-    numeric = ("step", "tokens", "learned", "forgotten", *titles)
-    for column in ("run", "method", "status", "step", "tokens", "learned", "forgotten", "unit", *titles, "note"):
-        result.add_column(column, justify="right" if column in numeric else "left")
-    for row in rows:
-        steps = [fmt.UNKNOWN if row[key] is None else str(row[key]) for key in ("step", "steps")]
-        result.add_row(
-            row["run"],
-            row["method"],
-            row["status"],
-            "/".join(steps),
-            fmt.count(row["tokens_seen"]),
-            _effect(row, "learned"),
-            _effect(row, "forgotten"),
-            row["unit"] or fmt.UNKNOWN,
-            *(_new_and_old(row, key) for key in judged),
-            row["note"] or "",
-        )
-    return result
-
-
-def _effect(row: dict[str, Any], key: str) -> str:
-    if row[key] is None:
-        return fmt.UNKNOWN
-    return fmt.effect({"value": row[key], "stderr": row[f"{key}_stderr"], "unit": row["unit"]})
-
-
-def _new_and_old(row: dict[str, Any], key: str) -> str:
-    """A line for each domain, which keeps the column narrow."""
-    known = {domain: row[f"{domain}_{key}"] for domain in ("new", "old") if row[f"{domain}_{key}"] is not None}
-    return "\n".join(f"{domain} {value:.3f}" for domain, value in known.items()) or fmt.UNKNOWN
-
-
-def write_collected_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """{"schema", "runs": rows}."""
-    write_json(Path(path), {"schema": SCHEMA, "runs": list(rows)})
-
-
-def write_collected_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A header line and a line per run; empty cells where unknown."""
+def write_csv(path: Path, document: Mapping[str, Any]) -> None:
+    """A header line and a line per row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    path = Path(path)
+    names = list(columns(document))
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows([row.get(name) for name in names] for row in rows(document))
+    write_text(path, text.getvalue())
+
+
+def write_parquet(path: Path, document: Mapping[str, Any]) -> None:
+    """The same rows with their types."""
+    import pyarrow.parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    temporary = _temporary(path)
+    pyarrow.parquet.write_table(_arrow(document), temporary)
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see all of it or the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _arrow(document: Mapping[str, Any]) -> pyarrow.Table:
+    import pyarrow
+
+    kinds, found = columns(document), rows(document)
+    arrays = {
+        name: pyarrow.array([_typed(row.get(name), kind) for row in found], type=pyarrow.type_for_alias(kind))
+        for name, kind in kinds.items()
+    }
+    return pyarrow.table(arrays)
+
+
+def _typed(value: Any, kind: Kind) -> Any:
+    return float(value) if kind == "double" and value is not None else value
+
+
+def _of_run(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    of_run = {name: run.get(name) for name in RUN_COLUMNS}
+    of_run |= {"run": run["id"], "run_step": run["step"], "notes": "; ".join(run["notes"])}
+    return [of_run | _of_point(point) for point in run["points"]] or [of_run]
+
+
+def _of_point(point: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: point[name] for name in ("step", "tokens", "epochs", "learning_score", "forgetting_average")}
+    for name in EFFECTS:
+        effect = point[name]
+        if effect is not None:
+            row |= {name: effect["value"]} | {f"{name}_{end}": effect[end] for end in ("stderr", "low", "high")}
+    effect = point["learned"] or point["forgotten"]
+    row |= {"unit": effect and effect["unit"]} | point["calibration"]
+    for name, task in point["tasks"].items():
+        values = {key: task[key] for key in ("score", "nll", "ece")} | {
+            "change": task["change"] and task["change"]["value"]
+        }
+        values |= {f"pass@{k}": value for k, value in (task.get("pass_at_k") or {}).items()}
+        row |= {f"task/{name}/{key}": value for key, value in values.items()}
+    return row

@@ -1,116 +1,87 @@
-"""The table of all runs."""
+"""The table of all runs as CSV and Parquet."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
-from rich.console import Console
 
-from evals.collect import table as collect
-from evals.errors import EvalError
-from evals.report.summary import build_report
-
-
-def by_run(root: Path) -> dict[str, dict[str, object]]:
-    return {str(row["run"]): row for row in collect.collect(root)}
+from benchmarks.synthetic_runs import make_runs
+from evals.collect.document import collect
+from evals.collect.table import COLUMNS, columns, rows, write_csv, write_parquet
 
 
-def test_rows_agree_with_the_report(study: Path) -> None:
-    rows, report = by_run(study), build_report(study)
-    assert set(rows) == {"base", "lora", "monteclora", "none"}
-    for name, entry in report["methods"].items():
-        row = rows[name]
-        assert tuple(row) == collect.COLUMNS
-        assert (row["learned"], row["learned_stderr"]) == (entry["learned"]["value"], entry["learned"]["stderr"])
-        assert (row["forgotten"], row["forgotten_stderr"]) == (
-            entry["forgotten"]["value"],
-            entry["forgotten"]["stderr"],
-        )
-        assert (row["method"], row["status"], row["step"], row["steps"]) == (entry["label"], "done", 100, 100)
-    assert rows["base"]["learned"] is None
-    assert rows["base"]["note"] == "from scratch: nothing to forget"
-
-
-def test_calibration_after_training(study: Path) -> None:
-    rows, report = by_run(study), build_report(study)
-    for name, entry in report["methods"].items():
-        for domain, task in (("new", "code_choice"), ("old", "prose_choice")):
-            final, drawn = entry["final"][task], entry["final"][task].get("posterior", {})
-            assert rows[name][f"{domain}_nll"] == pytest.approx(final["nll"])
-            assert rows[name][f"{domain}_ece"] == pytest.approx(final["ece"])
-            assert rows[name][f"{domain}_posterior_nll"] == drawn.get("nll")
-            assert rows[name][f"{domain}_posterior_ece"] == drawn.get("ece")
-    assert rows["monteclora"]["new_posterior_nll"] is not None
-    assert rows["base"]["new_nll"] is None
-
-
-def test_calibration_is_the_mean_over_tasks_that_all_have_it() -> None:
-    tasks = {
-        name: {"domain": "new", "metric": "accuracy", "nll": nll, "ece": 0.1, "posterior": {"nll": nll, "ece": None}}
-        for name, nll in (("a", 1.0), ("b", 2.0))
-    }
-    tasks["c"] = {"domain": "old", "metric": "accuracy"}
-    assert collect._calibration(tasks, "new") == {
-        "new_nll": 1.5,
-        "new_ece": pytest.approx(0.1),
-        "new_posterior_nll": 1.5,
-        "new_posterior_ece": None,
-    }
-    assert set(collect._calibration(tasks, "old").values()) == {None}
-
-
-def test_running_and_crashed_runs_are_rows(tmp_path: Path, make_run: Callable[..., Path]) -> None:
-    running = make_run(tmp_path, "running", "lora", status="running", step=40, tokens_seen=163_840)
-    (running / "evals" / "100.json").unlink()
-    crashed = make_run(tmp_path, "crashed", "lora")
-    (crashed / "run.json").write_text('{"sta')
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "run.json").write_text("{}")
-    rows = by_run(tmp_path)
-    assert (rows["running"]["status"], rows["running"]["step"]) == ("running", 100)  # metrics are ahead of the record
-    assert "not scored after training" in str(rows["running"]["note"])
-    assert (rows["crashed"]["status"], rows["crashed"]["method"], rows["crashed"]["step"]) == (
-        "unreadable",
-        "unknown",
-        100,
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("runs")
+    make_runs(root, 34, examples=10, points=3)
+    (root / "new").mkdir()
+    (root / "new" / "run.json").write_text(
+        json.dumps({"schema": 1, "status": "running", "config": {"model": {"base": "b"}}})
     )
-    assert rows["crashed"]["learned"] is not None
-    assert (rows["empty"]["status"], rows["empty"]["step"], rows["empty"]["learned"]) == ("unreadable", None, None)
+    return collect([root], processes=1)
 
 
-def test_files_hold_the_rows(study: Path, tmp_path: Path) -> None:
-    rows = collect.collect(study)
-    collect.write_collected_json(tmp_path / "a" / "runs.json", rows)
-    collect.write_collected_csv(tmp_path / "b" / "runs.csv", rows)
-    assert json.loads((tmp_path / "a" / "runs.json").read_text()) == {"schema": 1, "runs": rows}
-    with open(tmp_path / "b" / "runs.csv", newline="") as file:
+def test_a_row_per_run_and_checkpoint(document: dict[str, Any]) -> None:
+    found = [(row["run"], row.get("step")) for row in rows(document)]
+    expected = [(run["id"], point["step"]) for run in document["runs"] for point in run["points"]]
+    assert found == sorted([*expected, ("new", None)], key=lambda place: (place[0], place[1] or 0))
+    assert len(set(found)) == len(found)
+
+
+def test_columns_have_a_fixed_order_and_tasks_come_last(document: dict[str, Any]) -> None:
+    names = list(columns(document))
+    assert names[: len(COLUMNS)] == list(COLUMNS)
+    of_code = ["task/humaneval/score", "task/humaneval/change", "task/humaneval/nll", "task/humaneval/ece",
+               "task/humaneval/pass@1", "task/humaneval/pass@10", "task/humaneval/pass@50"]  # fmt: skip
+    assert [name for name in names if "humaneval" in name] == of_code
+    tasks = [name.split("/")[1] for name in names[len(COLUMNS) :]]
+    assert tasks == sorted(tasks)
+    assert all(set(row) <= set(names) for row in rows(document))
+    assert list(columns({"runs": []})) == list(COLUMNS)
+
+
+def test_values_of_a_row(document: dict[str, Any]) -> None:
+    (row,) = (row for row in rows(document) if (row["run"], row.get("step")) == ("seed1/lora-r16-lr1e-04-b192", 400))
+    run = next(run for run in document["runs"] if run["id"] == row["run"])
+    point = run["points"][-1]
+    assert (row["method"], row["rank"], row["lr"], row["run_step"], row["unit"]) == ("LoRA", 16, 1e-4, 400, "accuracy")
+    for name in ("learned", "forgotten"):
+        assert [row[name], *(row[f"{name}_{end}"] for end in ("stderr", "low", "high"))] == [
+            point[name][key] for key in ("value", "stderr", "low", "high")
+        ]
+    task = point["tasks"]["humaneval"]
+    assert row["task/humaneval/score"] == task["score"]
+    assert row["task/humaneval/change"] == task["change"]["value"]
+    assert row["task/humaneval/pass@10"] == task["pass_at_k"]["10"]
+    assert row["old_nll"] == point["calibration"]["old_nll"]
+
+
+def test_files_hold_the_rows(document: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path / "a" / "table.csv", document)
+    write_parquet(tmp_path / "a" / "table.parquet", document)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["table.csv", "table.parquet"]
+    expected = [{name: row.get(name) for name in columns(document)} for row in rows(document)]
+    parquet = pyarrow.parquet.read_table(tmp_path / "a" / "table.parquet")
+    assert parquet.to_pylist() == expected
+    assert {field.name: str(field.type) for field in parquet.schema} == columns(document)
+    with open(tmp_path / "a" / "table.csv", newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
-    assert [r["run"] for r in read] == [row["run"] for row in rows]
-    assert [float(r["learned"]) for r in read[1:]] == [row["learned"] for row in rows[1:]]
-    assert read[0]["learned"] == ""
+    assert [list(row.values()) for row in read] == [
+        ["" if value is None else str(value) for value in row.values()] for row in expected
+    ]
 
 
-def test_terminal_table(study: Path) -> None:
-    console = Console(width=180)
-    with console.capture() as capture:
-        console.print(collect.table(collect.collect(study)))
-    text = capture.get()
-    assert all(part in text for part in ("MonteCLoRA", "100/100", "410 k", "bits per byte", "nothing to forget"))
-    assert all(part in text for part in ("NLL", "ECE", "new 0.7", "old 0.070"))
+def test_an_empty_table_keeps_its_types(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "table.parquet", {"runs": []})
+    assert {f.name: str(f.type) for f in pyarrow.parquet.read_schema(tmp_path / "table.parquet")} == COLUMNS
 
 
-def test_terminal_table_without_calibration(tmp_path: Path, make_run: Callable[..., Path]) -> None:
-    make_run(tmp_path, "base", base=None)
-    console = Console(width=160)
-    with console.capture() as capture:
-        console.print(collect.table(collect.collect(tmp_path)))
-    assert "NLL" not in capture.get()
-
-
-def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EvalError, match="no such folder"):
-        collect.collect(tmp_path / "missing")
+def test_whole_numbers_in_columns_of_fractions(document: dict[str, Any], tmp_path: Path) -> None:
+    whole = json.loads(json.dumps(document).replace('"lr": 0.0001', '"lr": 1'))
+    write_parquet(tmp_path / "table.parquet", whole)
+    assert 1.0 in pyarrow.parquet.read_table(tmp_path / "table.parquet")["lr"].to_pylist()

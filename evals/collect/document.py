@@ -1,0 +1,199 @@
+"""The one document that tables and page are made of: every run, every point of it, and what they say together.
+
+{"schema", "root", "collected_at", "seconds", "runs", "skipped", "spreads", "pareto", "stages"}; what is in a run and in
+a point, `_entry` and `_point` list. An estimate is {"value", "stderr", "low", "high", "n", "unit"}; low and high are the
+ends of its paired bootstrap interval, None where it rests on a single document.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evals.collect.cache import read_cache, write_cache
+from evals.collect.comparisons import pareto, spreads
+from evals.collect.lineage import link, stages
+from evals.collect.rounding import rounded
+from evals.collect.summaries import CURVE, RECORD, read_items, to_keep
+from evals.collect.walk import RunFolder, Skipped, walk
+from evals.formatting import duration
+from evals.report.methods import METRICS
+
+SCHEMA = 1
+STALE = 30 * 60.0
+"""Seconds without a sign of life, after which a run that says it is running is called stale."""
+CACHE = "cache.jsonl"
+
+
+def collect(
+    roots: Sequence[Path],
+    cache: Path | None = None,
+    *,
+    stale: float = STALE,
+    now: float | None = None,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """The document of all runs under some folders.
+
+    Args:
+        roots: folders that hold runs.
+        cache: file in which what was read is kept for the next time; None: everything is read.
+        stale: seconds after which a run that is running but writes nothing is called stale.
+        now: seconds since 1970; None: the clock's.
+        processes: that read files; None: as many as pay off.
+
+    Raises:
+        EvalError: a root does not exist.
+        OSError: storage does not take the cache.
+    """
+    began, now = time.perf_counter(), time.time() if now is None else now
+    folders, skipped = walk(roots)
+    known = {} if cache is None else read_cache(cache)
+    items = read_items(folders, known, processes=processes)
+    kept = to_keep(folders, items)
+    if cache is not None and kept.keys() != known.keys():
+        write_cache(cache, kept)
+    runs = []
+    for folder in folders:
+        found = items[folder.id]
+        skipped += _skipped(folder, found)
+        if not found.get(RECORD, {}).get("is_foreign"):
+            runs.append(_entry(folder, found, stale, now))
+    link(runs, {folder.id: str(folder.path) for folder in folders})
+    return {
+        "schema": SCHEMA,
+        "root": ", ".join(str(root) for root in roots),
+        "collected_at": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - began, 3),
+        "runs": runs,
+        "skipped": [each._asdict() for each in sorted(skipped)],
+        "spreads": rounded(spreads(runs)),
+        "pareto": [list(place) for place in pareto(runs)],
+        "stages": rounded(stages(runs)),
+    }
+
+
+def _skipped(folder: RunFolder, items: Mapping[str, Any]) -> list[Skipped]:
+    """A run's files that could not be used. Those of step 0 are named once, not with every later step."""
+    found = {tuple(each) for item in items.values() for each in item.get("skipped", [])}
+    for name, item in items.items():
+        if item.get("problem"):
+            found.add((str(_file(folder, name)), item["problem"]))
+    return [Skipped(*each) for each in found]
+
+
+def _file(folder: RunFolder, part: str) -> Path:
+    if part in (RECORD, CURVE):
+        return folder.path / {RECORD: "run.json", CURVE: "metrics.jsonl"}[part]
+    return folder.path / "weights" / f"{part.replace(' ', '-')}.json"
+
+
+def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float) -> dict[str, Any]:
+    """A run of the document."""
+    record, curve = items.get(RECORD, {}), items.get(CURVE, {})
+    notes = list(record.get("notes", []))
+    status = record.get("status") or "unknown"
+    if RECORD not in items or record.get("problem"):
+        status = "unreadable"
+        notes.append("run.json cannot be used" if RECORD in items else "no run.json: what the run is, is not known")
+    if status == "running" and now - folder.updated_at > stale:
+        status = "stale"
+        notes.append(f"says it is running, but wrote nothing for {duration(now - folder.updated_at)}: dead?")
+    points, of_points = _points(folder, items, record)
+    is_diverged = bool(curve.get("is_diverged"))
+    if is_diverged:
+        notes.append("diverged: the last loss is not a number")
+    found = [items[f"rank {step}"] for step in sorted(folder.ranks)]
+    ranks = [{k: v for k, v in item.items() if k != "problem"} for item in found if item["problem"] is None]
+    fields = ("method", "adapter", "rank", "lr", "seed", "batch_rows", "seq_len", "base", "base_fingerprint", "steps",
+              "trainable_parameters", "started_at", "seconds", "dir", "branch_from", "init_from")  # fmt: skip
+    return {
+        "id": folder.id,
+        "name": folder.path.name,
+        **{field: record.get(field) for field in fields},
+        "method": record.get("method") or "unknown",
+        "status": status,
+        "step": _further(record.get("step"), curve.get("step")),
+        "tokens_seen": _further(record.get("tokens_seen"), curve.get("tokens_seen")),
+        "tokens_per_epoch": _product(record.get("rows_per_epoch"), record.get("seq_len")),
+        "updated_at": folder.updated_at,
+        "is_diverged": is_diverged,
+        "notes": notes + of_points,
+        "points": points,
+        "loss": curve.get("loss", []),
+        "rank_change": ranks[-1] if ranks else None,
+    }
+
+
+def _points(
+    folder: RunFolder, items: Mapping[str, Any], record: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The run's points by step, those with no task left out, and notes on them."""
+    found = {step: items[f"point {step}"] for step in sorted(folder.evals)}
+    notes = [f"step {step}: {note}" for step, item in found.items() for note in item["notes"]]
+    found = {step: item for step, item in found.items() if item["tasks"]}
+    is_from_scratch = bool(record.get("is_from_scratch"))
+    if is_from_scratch:
+        notes.append("from scratch: nothing to forget")
+    elif not found:
+        notes.append("not evaluated yet")
+    elif 0 not in found:
+        notes.append("not scored before training: no evals/0.json; keep at_start on")
+    elif len(found) == 1:
+        notes.append("not scored after training yet: evals/0.json is the only evaluation")
+    metric = next((m for m in METRICS if found and any(list(found.values())[-1]["effects"][m].values())), METRICS[0])
+    return [_point(step, item, metric, record, is_from_scratch) for step, item in found.items()], notes
+
+
+def _point(
+    step: int, item: Mapping[str, Any], metric: str, record: Mapping[str, Any], is_from_scratch: bool
+) -> dict[str, Any]:
+    """A point of a run. `learned` and `forgotten` are in bits per byte where the run has that, else in accuracy."""
+    tokens = _product(step, record.get("batch_rows"), record.get("seq_len"))
+    rows, per_epoch = _product(step, record.get("batch_rows")), record.get("rows_per_epoch")
+    effects = {name: {} if is_from_scratch else _interval_of_all(item["effects"][name]) for name in METRICS}
+    return {
+        "step": step,
+        "tokens": tokens,
+        "epochs": round(rows / per_epoch, 4) if rows is not None and per_epoch else None,
+        "learned": effects[metric].get("learned"),
+        "forgotten": effects[metric].get("forgotten"),
+        "learned_accuracy": effects["accuracy"].get("learned"),
+        "forgotten_accuracy": effects["accuracy"].get("forgotten"),
+        "learning_score": item["learning_score"],
+        "forgetting_average": item["forgetting_average"],
+        "calibration": item["calibration"],
+        "tasks": {
+            name: task | {"change": None if is_from_scratch else _interval(task["change"])}
+            for name, task in item["tasks"].items()
+        },
+    }
+
+
+def _interval_of_all(effects: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _interval(effect) for name, effect in effects.items()}
+
+
+def _interval(effect: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An estimate with the bootstrap's ends as its low and high."""
+    if effect is None:
+        return None
+    ends = {"low": effect.get("bootstrap_low"), "high": effect.get("bootstrap_high")}
+    return {key: effect[key] for key in ("value", "stderr", "n", "unit")} | ends
+
+
+def _further(*values: int | None) -> int | None:
+    """run.json is written now and then, metrics.jsonl at every logged step: whichever is further."""
+    return max((value for value in values if isinstance(value, int)), default=None)
+
+
+def _product(*values: float | None) -> int | None:
+    result = 1.0
+    for value in values:
+        if value is None:
+            return None
+        result *= value
+    return round(result)

@@ -1,0 +1,227 @@
+"""A run at a checkpoint, summarised: every task's score, and its change since step 0 without the examples it is made of."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.arithmetic.forgetting import Changes, Estimate, average, changes, estimate, without_subsets
+from evals.collect.intervals import draw, percentiles
+from evals.collect.rounding import rounded
+from evals.errors import EvalError
+from evals.report.methods import METRICS
+from evals.results import SCHEMA, read_result
+
+FORGETTING = ("hellaswag", "arc_challenge", "winogrande")
+"""Tasks whose mean score is the study's forgetting average (arXiv 2405.09673, section 3.3)."""
+KEPT = (
+    "domain",
+    "suite",
+    "metric",
+    "higher_is_better",
+    "stderr",
+    "n",
+    "chance",
+    "nll",
+    "ece",
+    "pass_at_k",
+    "unique",
+    "posterior",
+)
+"""Of a task's entry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured at a step, from all of its files, with what was wrong with them.
+
+    Attributes:
+        tasks: their entries; of a task in two files the first file's.
+        notes: what readers of the table are to know.
+        skipped: (path, reason) of each file that could not be used.
+        is_settled: no file was out of reach: reading the same files again gives the same.
+        known: columns of tasks' examples, as far as they were asked for.
+    """
+
+    tasks: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    is_settled: bool = True
+    known: dict[str, Credits | None] = field(default_factory=dict)
+
+    def credits(self, name: str) -> Credits | None:
+        """See `credits_of`; worked out once."""
+        if name not in self.known:
+            self.known[name] = credits_of(self.tasks[name])
+        return self.known[name]
+
+
+def read_evaluation(paths: Iterable[Path]) -> Evaluation:
+    """Read a step's files, in the order in which they count."""
+    tasks: dict[str, dict[str, Any]] = {}
+    notes, skipped, is_settled = [], [], True
+    for path in paths:
+        try:
+            content = read_result(path)
+            schema = content.get("schema", SCHEMA)
+            if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+                raise EvalError(f"{path}: schema {schema!r} is not known here")
+        except (EvalError, RecursionError) as error:
+            skipped.append((str(path), str(error).removeprefix(f"{path}: ")))
+            is_settled = is_settled and not isinstance(error.__cause__, OSError)
+            continue
+        if schema > SCHEMA:
+            notes.append(f"{path.name} has schema {schema}, newer than {SCHEMA}: shown as far as it is understood")
+        tasks |= {name: task for name, task in content["tasks"].items() if name not in tasks}
+    return Evaluation(tasks=tasks, notes=tuple(notes), skipped=tuple(skipped), is_settled=is_settled)
+
+
+def summarize(now: Evaluation, start: Evaluation | None) -> dict[str, Any]:
+    """A point of the document: tasks, effects, means; and its notes and skipped files.
+
+    Args:
+        now: the step's evaluation.
+        start: that of step 0; None at step 0 itself, and for a run that was not scored before training.
+    """
+    shown = {name: _task(entry) for name, entry in now.tasks.items()}
+    paired, notes = _paired(start, now)
+    gains = _gains(paired)
+    for name, gain in gains.items():
+        shown[name]["change"] = _mean_gain([gain]).as_dict()
+    counted = without_subsets(now.tasks)
+    summary = {
+        "tasks": shown,
+        "effects": {metric: _effects(metric, now.tasks, gains) for metric in METRICS},
+        "learning_score": _mean(
+            [_score(now.tasks[name]) for name in counted if _is_of(now.tasks[name], "new", "accuracy")]
+        ),
+        "forgetting_average": _forgetting_average(now.tasks, counted),
+        "calibration": {
+            f"{domain}_{key}": value
+            for domain in ("new", "old")
+            for key, value in _calibration(now.tasks, domain).items()
+        },
+        "notes": [*now.notes, *notes],
+        "skipped": [list(each) for each in now.skipped],
+        "is_settled": now.is_settled and (start is None or start.is_settled),
+    }
+    return {key: rounded(value) for key, value in summary.items()}
+
+
+def _task(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry.get(key) for key in KEPT} | {"score": _score(entry), "change": None}
+
+
+def _paired(start: Evaluation | None, now: Evaluation) -> tuple[dict[str, Changes], list[str]]:
+    """The changes of the tasks that were scored both times, and why a task has none."""
+    paired, notes = {}, []
+    before = {} if start is None else start.tasks
+    for name in [name for name in now.tasks if name in before]:
+        try:
+            quick = None if start is None else quick_changes(name, start, now)
+            paired[name] = changes(before[name], now.tasks[name]) if quick is None else quick
+        except EvalError as error:
+            notes.append(f"task {name!r}: {error}")
+        except (KeyError, TypeError, ValueError) as error:
+            notes.append(f"task {name!r}: its examples are of another kind ({type(error).__name__}: {error})")
+    return paired, notes
+
+
+def quick_changes(name: str, start: Evaluation, now: Evaluation) -> Changes | None:
+    """What `changes` gives, for the usual case: an accuracy of the same examples in the same order; None for any other."""
+    before, after = start.tasks[name], now.tasks[name]
+    old, new = start.credits(name), now.credits(name)
+    if old is None or new is None or old.ids != new.ids or before.get("fingerprint") != after.get("fingerprint"):
+        return None
+    deltas = new.values - old.values if before.get("higher_is_better") else old.values - new.values
+    return Changes("accuracy", old.ids, deltas, np.ones(len(deltas)), old.ids, before.get("fingerprint") or "")
+
+
+class Credits(NamedTuple):
+    """The examples of an accuracy, each about a document of its own, and what was credited for each."""
+
+    ids: tuple[str, ...]
+    values: NDArray[np.float64]
+
+
+def credits_of(task: Mapping[str, Any]) -> Credits | None:
+    """The columns of a task's examples; None where they are of another kind, or broken in any way."""
+    examples = task.get("examples")
+    if task.get("metric") != "accuracy" or not isinstance(examples, list) or not examples:
+        return None
+    try:
+        if any("document" in example for example in examples):
+            return None
+        ids = tuple([example["id"] for example in examples])
+        values = [example["correct"] for example in examples]
+    except (KeyError, TypeError):
+        return None
+    are_distinct = set(map(type, ids)) == {str} and len(set(ids)) == len(ids)
+    if not are_distinct or not set(map(type, values)) <= {int, float}:
+        return None
+    column = np.array(values, dtype=np.float64)
+    return Credits(ids, column) if np.isfinite(column).all() else None
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """A task's improvement, and its draws, which are independent of those of other tasks."""
+
+    estimate: Estimate
+    draws: NDArray[np.float64] | None
+
+
+def _gains(paired: Mapping[str, Changes]) -> dict[str, _Gain]:
+    return {name: _Gain(estimate(change), draw(change, i)) for i, (name, change) in enumerate(sorted(paired.items()))}
+
+
+def _mean_gain(gains: Sequence[_Gain]) -> Estimate:
+    low, high = percentiles([gain.draws for gain in gains])
+    return replace(average([gain.estimate for gain in gains]), bootstrap_low=low, bootstrap_high=high)
+
+
+def _effects(metric: str, tasks: Mapping[str, Mapping[str, Any]], gains: Mapping[str, _Gain]) -> dict[str, Any]:
+    """`learned` and `forgotten` in a metric, over the tasks of the new and of the old domain; None without such a task."""
+    counted = without_subsets(gains)
+    new, old = ([gains[name] for name in counted if _is_of(tasks[name], domain, metric)] for domain in ("new", "old"))
+    return {
+        "learned": _mean_gain(new).as_dict() if new else None,
+        "forgotten": _mean_gain(old).negated().as_dict() if old else None,
+    }
+
+
+def _forgetting_average(tasks: Mapping[str, Mapping[str, Any]], counted: Iterable[str]) -> float | None:
+    """The study's mean of FORGETTING; None unless all three were scored."""
+    scores = {name.partition("@")[0].partition(":")[0]: _score(tasks[name]) for name in counted}
+    return _mean([scores.get(name) for name in FORGETTING])
+
+
+def _calibration(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> dict[str, float | None]:
+    """Means over a domain's tasks of choices; None where not measured, or undefined for one of the tasks."""
+    chosen = [task for task in tasks.values() if _is_of(task, domain, "accuracy")]
+    chosen = [task for task in chosen if "nll" in task] or chosen
+    sampled = [task.get("posterior") or {} for task in chosen]
+    values = {key: [task.get(key) for task in chosen] for key in ("nll", "ece")}
+    values |= {f"posterior_{key}": [task.get(key) for task in sampled] for key in ("nll", "ece")}
+    return {key: _mean(of_tasks) for key, of_tasks in values.items()}
+
+
+def _is_of(task: Mapping[str, Any], domain: str, metric: str) -> bool:
+    return task.get("domain") == domain and task.get("metric") == metric
+
+
+def _score(task: Mapping[str, Any]) -> float | None:
+    value = task.get("score")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None

@@ -1,0 +1,90 @@
+"""Spreads and fronts of small sets of runs, worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evals.collect.comparisons import pareto, spreads
+
+
+def run(name: str, *places: tuple[float, float], unit: str = "accuracy", **fields: Any) -> dict[str, Any]:
+    def effect(value: float) -> dict[str, Any]:
+        return {"value": value, "stderr": 0.1, "low": None, "high": None, "n": 9, "unit": unit}
+
+    points = [
+        {"step": 100 * i, "learned": effect(learned), "forgotten": effect(forgotten), "learning_score": None,
+         "forgetting_average": None, "calibration": {"new_nll": 2 * learned, "old_nll": None}}
+        for i, (learned, forgotten) in enumerate(places, 1)
+    ]  # fmt: skip
+    defaults = {
+        "method": "LoRA",
+        "rank": 16,
+        "status": "done",
+        "parent": None,
+        "is_diverged": False,
+        "base_fingerprint": "b",
+    }
+    return {"id": name, "points": points} | defaults | fields
+
+
+def by_metric(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {entry["metric"]: entry for entry in spreads(runs)}
+
+
+def test_spread_over_the_runs_that_ended() -> None:
+    runs = [
+        run("a", (0.9, 0.9), (0.3, 0.1)),
+        run("b", (0.1, 0.3)),
+        run("c", (0.2, 0.2)),
+        run("going", (9, 9), status="running"),
+        run("gone", (9, 9), status="failed"),
+        run("empty"),
+        run("branch", (9, 9), parent="a"),
+        run("bad", (0.5, 0.5), status="failed", is_diverged=True),
+    ]
+    found = by_metric(runs)
+    assert set(found) == {"learned", "forgotten", "new_nll"}
+    learned = found["learned"]
+    assert (learned["best"], learned["median"], learned["worst"], learned["n"], learned["diverged"]) == (
+        0.3,
+        0.2,
+        0.1,
+        3,
+        1,
+    )
+    assert (learned["runs"], learned["values"], learned["diverged_runs"]) == (["a", "b", "c"], [0.3, 0.1, 0.2], ["bad"])
+    assert (found["forgotten"]["best"], found["forgotten"]["worst"]) == (0.1, 0.3)
+    assert (found["new_nll"]["best"], found["new_nll"]["unit"]) == (0.2, "nats")
+
+
+def test_methods_ranks_and_units_are_apart() -> None:
+    runs = [
+        run("a", (1, 1)),
+        run("b", (2, 2), rank=64),
+        run("c", (3, 3), method="full finetuning", rank=None),
+        run("d", (4, 4), unit="bits per byte"),
+    ]
+    found = [(e["method"], e["rank"], e["unit"], e["values"]) for e in spreads(runs) if e["metric"] == "learned"]
+    assert found == [
+        ("LoRA", 16, "accuracy", [1]),
+        ("LoRA", 16, "bits per byte", [4]),
+        ("LoRA", 64, "accuracy", [2]),
+        ("full finetuning", None, "accuracy", [3]),
+    ]
+
+
+def test_front_of_what_can_be_compared() -> None:
+    runs = [
+        run("a", (0.1, 0.05), (0.2, 0.1)),
+        run("b", (0.15, 0.1), (0.3, 0.3)),
+        run("other base", (9, 0), base_fingerprint="c"),
+        run("other unit", (9, 0), unit="bits per byte"),
+    ]
+    assert pareto(runs) == [("a", 100), ("a", 200), ("b", 200)]
+
+
+def test_without_effects_there_is_no_front() -> None:
+    half = run("a", (1, 1))
+    half["points"][0]["learned"] = None
+    assert pareto([half]) == []
+    assert spreads([]) == []

@@ -1,0 +1,192 @@
+"""The page's pure functions (numbers, model, axes) in Node, against Python's and NumPy's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals import formatting as fmt
+from evals.collect import page, published
+from tests.unit.evals.collect.page_document import make_document
+
+NODE = shutil.which("node")
+SOURCES = [Path(page.__file__).with_name(name) for name in ("app_numbers.js", "app_model.js", "app_axes.js")]
+pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
+
+
+def javascript(body: str, given: Any = None) -> Any:
+    """What a function body in JavaScript returns, with a value as `given`."""
+    functions = "\n".join(path.read_text() for path in SOURCES)
+    program = f"""{functions}
+        const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));
+        process.stdout.write(JSON.stringify((() => {{ {body} }})()));"""
+    assert NODE
+    done = subprocess.run([NODE, "-e", program], input=json.dumps(given), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return make_document(60, loss_points=5)
+
+
+def test_numbers_are_written_as_in_the_report() -> None:
+    counts = [0, 7, 999, 1000, 1234, 2_600_000, 314_572_800, 6_738_415_616, 2e12]
+    assert javascript("return given.map(count)", counts) == [fmt.count(c) for c in counts]
+    values = [0.0, 0.0312, -0.0312, 0.5, -0.0004, 1.25]
+    for kind, unit in (("points", "accuracy"), ("bits", "bits per byte")):
+        assert javascript(f"return given.map((v) => number(v, '{kind}'))", values) == [
+            fmt.signed(v, unit) for v in values
+        ]
+    assert javascript("return given.map((v) => number(v, 'share'))", values) == [
+        fmt.score({"score": v, "metric": "accuracy"}).replace("-", fmt.MINUS) for v in values
+    ]
+    assert javascript("return given.map((v) => number(v, 'plain'))", values[:2]) == ["0.000", "0.031"]
+    assert javascript("return [count(null), rate(null), number(null, 'share')]") == [fmt.UNKNOWN] * 3
+    assert javascript("return given.map(rate)", [1e-4, 3.0000000000000004e-05, 0.00015, 2.0]) == [
+        "1e-4",
+        "3e-5",
+        "1.5e-4",
+        "2e0",
+    ]
+
+
+def test_ticks_are_round_and_inside() -> None:
+    noise = random.Random(0)
+    pairs = [sorted(noise.uniform(-1, 1) * 10 ** noise.randint(-3, 6) for _ in range(2)) for _ in range(200)]
+    for (low, high), made in zip(pairs, javascript("return given.map(([a, b]) => ticks(a, b, 6))", pairs), strict=True):
+        step, values = made["step"], made["values"]
+        assert 3 <= len(values) <= 8
+        assert low - step * 1e-6 <= values[0]
+        assert values[-1] <= high + step * 1e-6
+        assert np.allclose(np.diff(values), step)
+        assert round(step / 10 ** np.floor(np.log10(step) + 1e-9), 6) in (1, 2, 2.5, 5)
+    texts = javascript(
+        "return [tickText(-2.5, 2.5, 'points'), tickText(20, 5, 'points'), tickText(0.25, 0.05, 'plain'), tickText(0, 2, 'bits')]"
+    )
+    assert texts == [f"{fmt.MINUS}2.5", "+20", "0.25", "0"]
+
+
+@pytest.mark.parametrize(("x_better", "y_better"), [(1, 1), (-1, 1), (1, -1)])
+def test_front_is_what_nothing_dominates(x_better: int, y_better: int) -> None:
+    noise = random.Random(1)
+    items = [{"x": noise.randint(0, 20), "y": noise.randint(0, 20), "i": i} for i in range(150)]
+
+    def beats(a: dict[str, int], b: dict[str, int]) -> bool:
+        dx, dy = x_better * (a["x"] - b["x"]), y_better * (a["y"] - b["y"])
+        return dx >= 0 and dy >= 0 and dx + dy > 0
+
+    wanted = {b["i"] for b in items if not any(beats(a, b) for a in items)}
+    found = javascript(f"return frontOf(given, {x_better}, {y_better}).map((item) => item.i)", items)
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
+    assert javascript("return frontOf([], 1, 1)") == []
+
+
+def test_quantiles_and_spread_are_numpys() -> None:
+    values = np.random.default_rng(2).normal(size=11).tolist()
+    for better in (1, -1):
+        found = javascript(f"return spreadOf(given, {better})", values)
+        low, high = min(values), max(values)
+        assert [found["best"], found["worst"]] == ([high, low] if better > 0 else [low, high])
+        assert [found[k] for k in ("lower", "median", "upper")] == pytest.approx(np.percentile(values, [25, 50, 75]))
+        assert found["spread"] == pytest.approx(high - low)
+    assert javascript("return spreadOf([], 1)") is None
+
+
+def test_mean_line_only_uses_runs_that_came_that_far() -> None:
+    lines = [[[0, 0.0], [10, 1.0]], [[0, 2.0], [5, 3.0]], [[0, 4.0]]]
+    found = {point["x"]: point for point in javascript("return meanLine(given)", lines)}
+    assert {x: point["n"] for x, point in found.items()} == {0: 3, 5: 2, 10: 1}
+    assert found[0]["mean"] == pytest.approx(2.0)
+    assert found[5]["mean"] == pytest.approx((0.5 + 3.0) / 2)
+    assert [found[5]["low"], found[5]["high"]] == pytest.approx(np.percentile([0.5, 3.0], [10, 90]))
+    xs = sorted(np.random.default_rng(3).uniform(0, 1, 300).tolist())
+    many = javascript("return meanLine(given)", [[[x, x * x] for x in xs]])
+    assert len(many) == 60
+    assert [p["mean"] for p in many] == pytest.approx(np.interp([p["x"] for p in many], xs, np.square(xs)))
+
+
+def test_filters(document: dict[str, Any]) -> None:
+    runs = document["runs"]
+    body = """
+      const runs = prepare(given[0]);
+      const chosen = Object.fromEntries(Object.entries(given[1]).map(([key, values]) => [key, new Set(values)]));
+      return matching(runs, chosen, given[2], given[3]).map((run) => run.id);
+    """
+    ids = javascript(body, [runs, {"method": ["LoRA", "HiddenKey"], "rank": ["16"], "lr": []}, "", None])
+    assert ids == [r["id"] for r in runs if r["method"] in ("LoRA", "HiddenKey") and r["rank"] == 16]
+    assert javascript(body, [runs, {"rank": ["16"]}, "", "rank"]) == [r["id"] for r in runs]
+    assert javascript(body, [runs, {}, "  LORA-r64  seed2 ", None]) == [
+        r["id"] for r in runs if "lora-r64" in r["id"] and "seed2" in r["id"]
+    ]
+    assert javascript(body, [runs, {"task": ["suite learning-code"]}, "", None]) == [r["id"] for r in runs]
+    counts = javascript("return [...countValues(prepare(given), 'status')]", runs)
+    assert dict(counts) == {s: sum(r["status"] == s for r in runs) for s in {r["status"] for r in runs}}
+
+
+def test_two_runs_of_a_name_are_told_apart() -> None:
+    runs = make_document(3)["runs"]
+    for run, name in zip(runs, ("x", "x", "y"), strict=True):
+        run["name"] = name
+    assert javascript("return prepare(given).map((run) => run.name)", runs) == [runs[0]["id"], runs[1]["id"], "y"]
+
+
+def test_address_round_trips(document: dict[str, Any]) -> None:
+    body = """
+      const known = { method: new Set(['LoRA', 'a&b=c']), rank: new Set(['16']) };
+      return given.map((hash) => formatHash(parseHash(hash, known)));
+    """
+    addresses = ["method=LoRA&method=a%26b%3Dc&rank=16&q=x+y&x=kept&sort=-learned&hide=Code", "", "run=a%2Fb"]
+    assert javascript(body, [f"#{a}" for a in addresses]) == addresses
+    assert javascript(body, ["#method=gone&nonsense=1&rank=16"]) == ["rank=16"]
+
+
+def test_sorting_puts_the_unknown_last() -> None:
+    body = """
+      const column = { value: (run) => run.v };
+      const sort = (runs, down) => sortRuns(runs, column, down).map((run) => run.v);
+      return [sort(given[0], false), sort(given[0], true), sort(given[1], false)];
+    """
+    up, down, words = javascript(body, [[{"v": v} for v in (2, None, -1, 10)], [{"v": v} for v in ("r16", "r4", "R8")]])
+    assert (up, down, words) == ([-1, 2, 10, None], [10, 2, -1, None], ["r4", "R8", "r16"])
+
+
+def test_csv_has_every_run_with_unrounded_numbers(document: dict[str, Any]) -> None:
+    runs = [run | {"base": 'a "quoted", base\nof two lines'} for run in document["runs"][:7]]
+    text = javascript("const runs = prepare(given); return csvOf(runs, columnsOf(runs))", runs)
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["id"] for row in rows] == [run["id"] for run in runs]
+    for row, run in zip(rows, runs, strict=True):
+        point = run["points"][-1]
+        assert float(row["learned"]) == point["learned"]["value"]
+        assert float(row["forgotten_high"]) == point["forgotten"]["high"]
+        assert float(row["task/humaneval"]) == point["tasks"]["humaneval"]["score"]
+        assert row["base"] == run["base"]
+        assert row["rank"] == ("" if run["rank"] is None else str(run["rank"]))
+
+
+def test_published_curves_only_stand_behind_the_same_scores() -> None:
+    kept = {"key": "kept", "kind": "share"}
+    axes = [
+        (kept, {"key": "task/humaneval@50", "task": "humaneval", "kind": "share"}, 8),
+        (kept, {"key": "task/gsm8k", "task": "gsm8k", "kind": "share"}, 12),
+        (kept, {"key": "task/code", "task": "code", "kind": "plain"}, 0),
+        (kept, {"key": "learned/accuracy", "kind": "points"}, 0),
+        ({"key": "forgotten/accuracy", "kind": "points"}, {"key": "task/gsm8k", "task": "gsm8k", "kind": "share"}, 0),
+        (None, None, 0),
+    ]
+    found = javascript(
+        "return given[1].map(([x, y]) => comparable(given[0], x, y).length)", [published.as_data(), axes]
+    )
+    assert found == [n for *_, n in axes]
