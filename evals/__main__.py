@@ -1,8 +1,9 @@
-"""The command line: `python -m evals run | report | collect`."""
+"""The command line: `python -m evals run | report | collect | rank`."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,19 +31,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from evals.score_folder import parse_task, score_folder
+    from evals.harness.specs import parse_specs, resampled
+    from evals.score_folder import Request, parse_task, score_folder
+    from evals.score_table import table
 
-    tasks = dict(parse_task(text, args.max_examples) for text in args.task)
-    score_folder(
-        args.model,
-        tasks,
+    if (args.run is None) != (args.step is None):
+        raise EvalError("--run and --step belong together")
+    if not args.task and not args.suite:
+        raise EvalError("nothing to score; name a --suite, e.g. forgetting, or a --task on held-out text")
+    request = Request(
+        model=args.model,
+        tasks=dict(parse_task(text, args.max_examples) for text in args.task),
+        suites=resampled(parse_specs(args.suite), samples=args.samples, temperature=args.temperature),
+        data_dir=args.data,
+        allow_unisolated=args.no_sandbox_i_know,
+        base=args.base,
         tokenizer=args.tokenizer,
         seq_len=args.seq_len,
-        batch_rows=args.batch_rows,
+        batch_tokens=args.batch_tokens,
         device=args.device,
         dtype=args.dtype,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
         out=args.out,
+        run=args.run,
+        step=args.step,
     )
+    try:
+        result = score_folder(request)
+    except KeyboardInterrupt:
+        where = f"what was answered is in {request.kept}; start the same command to go on from there"
+        print(
+            f"interrupted; {where if request.kept is not None else 'nothing is kept without --out or --run'}",
+            file=sys.stderr,
+        )
+        raise SystemExit(INTERRUPTED) from None
+    _console().print(table(result))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -54,14 +80,64 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
-    from evals.collect import table as collect
+    from evals.collect.command import run_collect
 
-    rows = collect.collect(args.root)
-    if args.json:
-        collect.write_collected_json(args.json, rows)
-    if args.csv:
-        collect.write_collected_csv(args.csv, rows)
-    _console().print(collect.table(rows))
+    try:
+        run_collect(
+            args.roots,
+            _console(),
+            out=args.out,
+            json=args.json,
+            csv=args.csv,
+            stale=args.stale,
+            watch=args.watch,
+        )
+    except KeyboardInterrupt:
+        if args.watch is None:
+            print("interrupted; files that are there are of the time before", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+
+def _rank(args: argparse.Namespace) -> None:
+    from evals.weights import heat_map
+    from evals.weights.command import compare_folders, parse_modules, result_path, show
+    from evals.weights.rank import Settings
+
+    if (args.run is None) != (args.step is None):
+        raise EvalError("--run and --step belong together")
+    if args.run is not None and args.out is not None:
+        raise EvalError("--out and --run both say where the result goes; give one of them")
+    if args.plot is not None:
+        heat_map.check_format(args.plot)
+    out = args.out if args.run is None else result_path(args.run, args.step)
+    try:
+        document = compare_folders(
+            args.before,
+            args.after,
+            settings=Settings(share=args.share, modules=parse_modules(args.modules), only_change=args.only_change),
+            base=args.base,
+            device=args.device,
+            out=out,
+            step=args.step,
+        )
+    except KeyboardInterrupt:
+        where = "start the same command to go on from there" if out else "nothing is kept without --out or --run"
+        print(f"interrupted; {where}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    show(document, _console())
+    if args.plot is not None:
+        heat_map.save(document, args.plot)
+    for path in (out, args.plot):
+        if path is not None:
+            print(f"written: {path}")
+
+
+def _seconds(text: str) -> float:
+    """A time such as 90s, 30min or 2h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write a number and s, min or h, such as 30min")
+    return float(match[1]) * {"": 1, "s": 1, "min": 60, "h": 3600}[match[2]]
 
 
 def _console() -> Console:
@@ -75,30 +151,64 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evals", description="Score models; report what runs learned and forgot."
     )
-    commands = parser.add_subparsers(required=True, metavar="run|report|collect")
+    commands = parser.add_subparsers(required=True, metavar="run|report|collect|rank")
 
-    run = commands.add_parser("run", help="score a Hugging Face model folder on one device")
-    run.add_argument("model", type=Path, metavar="MODEL_DIR", help="folder with config.json and weights")
+    run = commands.add_parser(
+        "run",
+        help="score a model on one device",
+        description="Score a model on suites of lm-evaluation-harness and on held-out text. Answers are kept beside the "
+        "result, so an interrupted command can be started again.",
+    )
+    run.add_argument(
+        "model", type=Path, metavar="MODEL", help="folder of a Hugging Face model, a PEFT adapter or a run"
+    )
+    run.add_argument(
+        "--suite",
+        action="append",
+        default=[],
+        metavar="[DOMAIN=]NAME[:SHOTS][@EXAMPLES]",
+        help="forgetting, learning-code, learning-code-256, learning-math, commonsense, a task of lm-evaluation-harness "
+        "or a task file; repeat for more. forgetting@200 scores the first 200 examples of each task",
+    )
     run.add_argument(
         "--task",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME=KIND:DOMAIN:PATH",
-        help="KIND bits_per_byte or continuation_choice, DOMAIN new or old, PATH a JSONL file; repeat for more",
+        help="held-out text: KIND bits_per_byte or continuation_choice, DOMAIN new or old, PATH a JSONL file; repeat",
+    )
+    run.add_argument("--data", type=Path, metavar="DIR", help="folder of the suites' data sets (default: the hub)")
+    run.add_argument("--samples", type=int, help="answers per prompt of tasks that sample (default: the suite's)")
+    run.add_argument("--temperature", type=float, help="of these samples (default: the suite's)")
+    run.add_argument("--seed", type=int, default=0, help="of these samples (default: %(default)s)")
+    run.add_argument("--max-new-tokens", type=int, help="longest answer, whatever the tasks say (default: as they say)")
+    run.add_argument("--base", type=Path, metavar="DIR", help="an adapter's base (default: what its config names)")
+    run.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.model, tokenizer.json or their folder (default: the model's)"
     )
     run.add_argument(
-        "--tokenizer", type=Path, help="tokenizer.model, tokenizer.json or their folder (default: MODEL_DIR)"
+        "--seq-len",
+        type=int,
+        help="tokens in the longest model input (default: the model's; at most 1024 for held-out text)",
     )
     run.add_argument(
-        "--seq-len", type=int, default=1024, help="tokens in the longest model input (default: %(default)s)"
+        "--batch-tokens", type=int, default=8192, help="tokens per forward, padding included (default: %(default)s)"
     )
-    run.add_argument("--batch-rows", type=int, default=8, help="rows per forward (default: %(default)s)")
-    run.add_argument("--max-examples", type=int, default=200, help="examples per task (default: %(default)s)")
+    run.add_argument("--max-examples", type=int, default=200, help="examples per --task (default: %(default)s)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     run.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)"
     )
-    run.add_argument("--out", type=Path, help="write the result here as JSON, like a run's evals/<step>.json")
+    run.add_argument("--out", type=Path, metavar="FILE", help="write the result here as JSON, like evals/<step>.json")
+    run.add_argument(
+        "--run", type=Path, metavar="RUN", help="write it to RUN/evals/STEP.<suites>.json, if not there yet"
+    )
+    run.add_argument("--step", type=int, help="optimizer steps that the model has had in that run, with --run")
+    run.add_argument(
+        "--no-sandbox-i-know",
+        action="store_true",
+        help="run programs that the model writes with your rights where the machine cannot isolate them",
+    )
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="write the learning/forgetting page of the runs under a folder")
@@ -106,11 +216,50 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder to write to (default: ROOT/report)")
     report.set_defaults(command=_report)
 
-    collect = commands.add_parser("collect", help="a table of every run under a folder")
-    collect.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the runs")
-    collect.add_argument("--json", type=Path, help="also write the table here as JSON")
-    collect.add_argument("--csv", type=Path, help="also write the table here as CSV")
+    collect = commands.add_parser("collect", help="a table and a page of every run under some folders")
+    collect.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folder that holds runs")
+    collect.add_argument(
+        "--out",
+        type=Path,
+        help="folder for index.html, table.csv, table.parquet and collected.json (default: ROOT/collected)",
+    )
+    collect.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=30.0,
+        metavar="SECONDS",
+        help="look again every so many seconds (default: 30), reading only what changed",
+    )
+    collect.add_argument(
+        "--stale",
+        type=_seconds,
+        default="30min",
+        metavar="TIME",
+        help="a run that says it is running but wrote nothing for so long, such as 90s, 30min or 2h, is called stale "
+        "(default: %(default)s)",
+    )
+    collect.add_argument("--json", type=Path, help="also write collected.json here")
+    collect.add_argument("--csv", type=Path, help="also write table.csv here")
     collect.set_defaults(command=_collect)
+
+    rank = commands.add_parser("rank", help="the rank of the weight change between two states of a model, by SVD")
+    rank.add_argument(
+        "before", type=Path, metavar="BEFORE", help="folder of a model, an adapter, or a run with an export"
+    )
+    rank.add_argument("after", type=Path, metavar="AFTER", help="likewise, of the same model after training")
+    rank.add_argument("--base", type=Path, metavar="DIR", help="of adapters (default: what adapter_config.json names)")
+    rank.add_argument("--share", type=float, default=0.9, help="of the squared spectrum (default: %(default)s)")
+    rank.add_argument(
+        "--modules", default="", metavar="PATTERN,...", help="modules or weights, such as *_proj (default: all)"
+    )
+    rank.add_argument("--only-change", action="store_true", help="leave out W before and W after, most of the time")
+    rank.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    rank.add_argument("--out", type=Path, metavar="FILE", help="write the result here as JSON; a second start goes on")
+    rank.add_argument("--run", type=Path, metavar="RUN", help="write it to RUN/weights/rank-STEP.json instead")
+    rank.add_argument("--step", type=int, help="of the run, with --run")
+    rank.add_argument("--plot", type=Path, metavar="FILE", help="draw a heat map: .svg, .png or .pdf")
+    rank.set_defaults(command=_rank)
     return parser
 
 

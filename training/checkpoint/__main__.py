@@ -131,7 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=f"{PLACES}; of several the newest good one")
     export.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder (default: RUN/export-STEP)")
     export.add_argument(
-        "--format", choices=("auto", "adapter", "merged", "full", "model"), default="auto", help="see above (default: auto)"
+        "--format",
+        choices=("auto", "adapter", "merged", "full", "model"),
+        default="auto",
+        help="see above (default: auto)",
     )
     export.add_argument(
         "--dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
@@ -154,9 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument(
         "--against", type=int, metavar="STEP", help="compare with this checkpoint (default: with the base)"
     )
-    rank.add_argument(
-        "--base", type=Path, metavar="DIR", help="where the base is now (default: model.base of the run)"
-    )
+    rank.add_argument("--base", type=Path, metavar="DIR", help="where the base is now (default: model.base of the run)")
     rank.add_argument("--share", type=float, default=0.9, help="of the squared spectrum (default: %(default)s)")
     rank.add_argument(
         "--modules", default="", metavar="PATTERN,...", help="modules or weights, such as *_proj (default: all)"

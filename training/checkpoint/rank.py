@@ -21,15 +21,16 @@ from data_pipeline.commands.progress import ProgressReporter
 from evals.errors import EvalError
 from evals.weights.command import measure, result_path, show, usable_device
 from evals.weights.names import plain_name
-from evals.weights.rank import Settings
+from evals.weights.rank import NotFiniteError, Settings
 from evals.weights.spectrum import LowRank
 from monteclora.errors import AdapterError
 from monteclora.lora import LoRALinear
 from monteclora.merge import merged_weight
 from training.checkpoint.commands import Place, damages_of, find
-from training.checkpoint.manifest import MANIFEST, open_checkpoint
+from training.checkpoint.manifest import MANIFEST, Checkpoint, open_checkpoint
 from training.checkpoint.recorded import recorded_config
 from training.checkpoint.weights import Weights, check_base, with_base
+from training.config import Config
 from training.errors import CheckpointError, ModelError
 
 DAMAGED, NOT_DONE = 1, 2
@@ -49,53 +50,74 @@ class Request:
     device: str = "auto"
 
 
-class _Stored:
-    """What both states of a run's model are to `evals.weights`: its parameters but for the adapter's own."""
+class AtCheckpoint:
+    """`evals.weights.stored.Weights` of a run at a checkpoint, in fp32; a MonteCLoRA adapter's update is its mean."""
 
     epsilon = torch.finfo(torch.float32).eps
 
-    def __init__(self, weights: Weights, *, label: str, base: str, state: str, start: str = "") -> None:
-        self.weights, self.label, self.base, self.state, self.start = weights, label, base, state, start
+    def __init__(self, checkpoint: Checkpoint, config: Config, base: Path | None) -> None:
+        """Build the model without memory for its parameters.
+
+        Args:
+            checkpoint: holds what was trained.
+            config: of its run, with the base where it is now.
+            base: its folder; None of a run that drew its weights.
+        """
+        self.checkpoint, self.config, self.folder = checkpoint, config, base
+        self.label, self.base = str(checkpoint.path), str(base or checkpoint.path.parent)
+        self.weights = weights = Weights(checkpoint, config, base, is_as_in_run=False)
         adapter = weights.adapter
         own = set() if adapter is None else {p for n, p in adapter.named_parameters().items() if n not in adapter.saved}
-        self._layers: dict[Tensor, LoRALinear] = (
-            {layer.weight: layer for layer in adapter.layers.values()} if adapter else {}
-        )
-        self._parameters = {plain_name(n): p for n, p in weights.model.named_parameters() if p not in own}
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(p.shape) for name, p in self._parameters.items()}
-        with_all_names = weights.model.named_parameters(remove_duplicate=False)
-        self.num_tied = sum(p not in own for _, p in with_all_names) - len(self._parameters)
+        self._layers: dict[Tensor, LoRALinear] = {}
+        if adapter is not None:
+            self._layers = {layer.weight: layer for layer in adapter.layers.values()}
+        self.parameters = {plain_name(n): p for n, p in weights.model.named_parameters() if p not in own}
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        all_names = weights.model.named_parameters(remove_duplicate=False)
+        self.num_tied = sum(p not in own for _, p in all_names) - len(self.parameters)
 
-
-class BeforeTraining(_Stored):
-    """The base of a run, in its precision."""
-
-    def read(self, name: str) -> Tensor:
-        """See `evals.weights.stored.Weights`."""
-        return self.weights.before_training(self._parameters[name]).float()
-
-    def update(self, name: str) -> LowRank | None:
-        """See `evals.weights.stored.Weights`."""
-        return LowRank.zeros(*self.shapes[name])
-
-
-class AtCheckpoint(_Stored):
-    """The model at a checkpoint, in fp32; a MonteCLoRA adapter's update is its mean."""
+    @property
+    def state(self) -> str:
+        """See `Weights`: the manifest has the hashes of all other files."""
+        return hashlib.sha256((self.checkpoint.path / MANIFEST).read_bytes()).hexdigest()[:16]
 
     def read(self, name: str) -> Tensor:
-        """See `evals.weights.stored.Weights`."""
-        parameter = self._parameters[name]
+        """See `Weights`."""
+        parameter = self.parameters[name]
         value = self.weights.read(parameter)
         if layer := self._layers.get(parameter):
             return merged_weight(value, self.weights.read(layer.lora_A), self.weights.read(layer.lora_B), layer.scaling)
         return value
 
     def update(self, name: str) -> LowRank | None:
-        """See `evals.weights.stored.Weights`."""
-        parameter = self._parameters[name]
+        """See `Weights`."""
+        parameter = self.parameters[name]
         if layer := self._layers.get(parameter):
-            return LowRank(B=layer.scaling * self.weights.read(layer.lora_B), A=self.weights.read(layer.lora_A))
+            return LowRank(
+                B=layer.scaling * self.weights.read(layer.lora_B).double(), A=self.weights.read(layer.lora_A)
+            )
         return None if parameter.requires_grad else LowRank.zeros(*self.shapes[name])
+
+
+class BeforeTraining:
+    """`evals.weights.stored.Weights` of a run's base, in the run's precision."""
+
+    epsilon = torch.finfo(torch.float32).eps
+
+    def __init__(self, after: AtCheckpoint) -> None:
+        """Of the run that has this checkpoint."""
+        self._after = after
+        self.label = self.base = after.base
+        self.state = f"{after.checkpoint.manifest['fingerprints'].get('base')} {after.config.train.precision}"
+        self.shapes, self.num_tied = after.shapes, after.num_tied
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights`."""
+        return self._after.weights.before_training(self._after.parameters[name]).float()
+
+    def update(self, name: str) -> LowRank | None:
+        """See `Weights`: the base itself has none."""
+        return LowRank.zeros(*self.shapes[name])
 
 
 def rank_checkpoints(request: Request) -> int:
@@ -104,26 +126,17 @@ def rank_checkpoints(request: Request) -> int:
         settings = Settings(share=request.share, modules=request.modules, only_change=request.only_change)
         device = usable_device(request.device)
         place = find(request.checkpoint)
-        before = None if request.against is None else _at_step(place, request.against)
+        against = None if request.against is None else _at_step(place, request.against)
         wanted = place.folders[::-1] if request.step is None else [_at_step(place, request.step)]
-        wanted = [folder for folder in wanted if folder != before]
+        wanted = [folder for folder in wanted if folder != against]
         if not wanted:
-            raise CheckpointError(
-                f"{place.path}: there is no checkpoint to compare{'' if before is None else ' with it'}"
-            )
-        undamaged, code = [], 0
-        with ProgressReporter(sys.stderr, unit="bytes") as reporter:
-            for folder in ([] if before is None else [before]) + wanted:
-                damages = damages_of(folder, reporter)
-                for damage in damages:
-                    print(f"damaged: {damage}", file=sys.stderr)
-                if damages and folder == before:
-                    raise CheckpointError(f"--against {request.against}: is damaged; name another step")
-                undamaged += [] if damages or folder == before else [folder]
-                code = DAMAGED if damages else code
-        if not undamaged:
-            raise CheckpointError(f"{request.checkpoint}: there is no undamaged checkpoint, so nothing is measured")
-        return max(code, _rank_all(undamaged, before, _run_of(place), request, settings, device))
+            raise CheckpointError(f"{place.path}: there is no checkpoint to compare")
+        before = None
+        if against is not None:
+            if is_damaged(against):
+                raise CheckpointError(f"--against {request.against}: is damaged; name another step")
+            before = _opened(open_checkpoint(against), request)
+        return _rank_all(wanted, before, _run_of(place), request, settings, device)
     except (CheckpointError, ModelError, AdapterError, EvalError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -132,29 +145,32 @@ def rank_checkpoints(request: Request) -> int:
 
 
 def _rank_all(
-    folders: Sequence[Path], against: Path | None, run: Path, request: Request, settings: Settings, device: str
+    folders: Sequence[Path], before: AtCheckpoint | None, run: Path, request: Request, settings: Settings, device: str
 ) -> int:
-    """Measure undamaged checkpoints; one that has diverged is told, and does not keep the others from being measured."""
-    before: AtCheckpoint | None = None
-    if against is not None:
-        before, _ = _opened(against, request)
-    is_checked, code, document = False, 0, None
+    """Measure; checkpoints that are damaged or have diverged are told, and do not keep the others from being measured."""
+    has_right_base, code, document = False, 0, None
     for folder in folders:
-        after, base = _opened(folder, request)
-        if base is None and against is None:
-            raise CheckpointError(
-                f"{run}: began with weights that it drew, not with a base; say with --against STEP with which of its "
-                "checkpoints to compare"
-            )
-        if base is not None and not is_checked:
-            check_base(base, open_checkpoint(folder))
-            is_checked = True
-        start = before or BeforeTraining(after.weights, label=str(base), base=after.base, state=after.start)
-        step = open_checkpoint(folder).step
-        out = result_path(run, step)
+        # Whatever is wrong with the request is told before everything is read.
         try:
-            document = measure(start, after, settings, device=device, out=out, step=step, earlier=document)
-        except EvalError as error:
+            checkpoint = open_checkpoint(folder)
+        except CheckpointError as error:
+            print(f"damaged: {error}", file=sys.stderr)
+            code = max(code, DAMAGED)
+            continue
+        after = _opened(checkpoint, request)
+        if is_damaged(folder):
+            code = max(code, DAMAGED)
+            continue
+        if after.folder is not None and not has_right_base:
+            check_base(after.folder, after.checkpoint)
+            has_right_base = True
+        out = result_path(run, after.checkpoint.step)
+        try:
+            document = measure(
+                before or BeforeTraining(after), after, settings,
+                device=device, out=out, step=after.checkpoint.step, earlier=document,
+            )  # fmt: skip
+        except NotFiniteError as error:
             print(f"error: {error}", file=sys.stderr)
             code = NOT_DONE
             continue
@@ -162,16 +178,23 @@ def _rank_all(
     return code
 
 
-def _opened(folder: Path, request: Request) -> tuple[AtCheckpoint, Path | None]:
-    """The model at a checkpoint, and the folder of its base."""
-    checkpoint = open_checkpoint(folder)
+def is_damaged(folder: Path) -> bool:
+    """Whether a checkpoint is not what was written; says what is wrong with it."""
+    with ProgressReporter(sys.stderr, unit="bytes") as reporter:
+        damages = damages_of(folder, reporter)
+    for damage in damages:
+        print(f"damaged: {damage}", file=sys.stderr)
+    return bool(damages)
+
+
+def _opened(checkpoint: Checkpoint, request: Request) -> AtCheckpoint:
     config, base = with_base(recorded_config(checkpoint), request.base)
-    weights = Weights(checkpoint, config, base, is_as_in_run=False)
-    # The manifest has the hashes of all other files.
-    state = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
-    start = f"{checkpoint.manifest['fingerprints'].get('base')} {config.train.precision}"
-    label, known = str(folder), str(base or folder.parent)
-    return AtCheckpoint(weights, label=label, base=known, state=state, start=start), base
+    if base is None and request.against is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: its run began with weights that it drew, not with a base; say with --against STEP with which of its "
+            "checkpoints to compare"
+        )
+    return AtCheckpoint(checkpoint, config, base)
 
 
 def _at_step(place: Place, step: int) -> Path:
