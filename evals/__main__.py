@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from evals.harness.specs import parse_specs, resampled
-    from evals.score_folder import Request, parse_task, score_folder
-    from evals.score_table import table
+    from evals.score_folder import score_folder
+    from evals.score_request import Request, parse_task
+    from evals.score_table import notes, table
 
     if (args.run is None) != (args.step is None):
         raise EvalError("--run and --step belong together")
@@ -67,6 +68,8 @@ def _run(args: argparse.Namespace) -> None:
         )
         raise SystemExit(INTERRUPTED) from None
     _console().print(table(result))
+    for note in notes(result):
+        print(note)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -44,17 +44,24 @@ def percentiles(draws: Sequence[NDArray[np.float64] | None]) -> tuple[float | No
     known = [each for each in draws if each is not None]
     if len(known) < len(draws) or not known:
         return None, None
-    ordered = np.sort(sum(known[1:], start=known[0]) / len(known))
-    places = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * (len(ordered) - 1)
-    low, high = np.interp(places, np.arange(len(ordered)), ordered)
-    return float(low), float(high)
+    means = sum(known[1:], start=known[0]) / len(known)
+    low, high = (place * (len(means) - 1) for place in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    # Only these four have to be in their places.
+    parted = np.partition(means, [int(low), int(low) + 1, int(high), int(high) + 1])
+    return _between(parted, low), _between(parted, high)
+
+
+def _between(parted: NDArray[np.float64], place: float) -> float:
+    """The value at a fractional place, interpolated linearly."""
+    left = int(place)
+    return float(parted[left] + (place - left) * (parted[left + 1] - parted[left]))
 
 
 def _units(paired: Changes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums of deltas and of weights of each group."""
-    codes = {group: code for code, group in enumerate(dict.fromkeys(paired.groups))}
-    if len(codes) == len(paired.groups):
+    if paired.groups is paired.ids:
         return paired.deltas, paired.weights
+    codes = {group: code for code, group in enumerate(dict.fromkeys(paired.groups))}
     index = np.array([codes[group] for group in paired.groups])
     deltas, weights = (np.bincount(index, weights=each).astype(np.float64) for each in (paired.deltas, paired.weights))
     return deltas, weights

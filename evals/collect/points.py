@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.arithmetic.forgetting import Changes, Estimate, average, changes, estimate, without_subsets
+from evals.arithmetic.estimators import ratio
+from evals.arithmetic.forgetting import UNITS, Changes, Estimate, average, changes, estimate, without_subsets
 from evals.collect.intervals import draw, percentiles
 from evals.collect.rounding import rounded
 from evals.errors import EvalError
@@ -154,11 +155,14 @@ class Credits(NamedTuple):
 def credits_of(task: Mapping[str, Any]) -> Credits | None:
     """The columns of a task's examples; None where they are of another kind, or broken in any way."""
     examples = task.get("examples")
-    if task.get("metric") != "accuracy" or not isinstance(examples, list) or not examples:
+    # Of the kinds of tasks with an accuracy, only this one has no documents.
+    if (
+        (task.get("kind"), task.get("metric")) != ("harness", "accuracy")
+        or not isinstance(examples, list)
+        or not examples
+    ):
         return None
     try:
-        if any("document" in example for example in examples):
-            return None
         ids = tuple([example["id"] for example in examples])
         values = [example["correct"] for example in examples]
     except (KeyError, TypeError):
@@ -179,7 +183,15 @@ class _Gain:
 
 
 def _gains(paired: Mapping[str, Changes]) -> dict[str, _Gain]:
-    return {name: _Gain(estimate(change), draw(change, i)) for i, (name, change) in enumerate(sorted(paired.items()))}
+    return {name: _Gain(_estimate(change), draw(change, i)) for i, (name, change) in enumerate(sorted(paired.items()))}
+
+
+def _estimate(paired: Changes) -> Estimate:
+    """What `estimate` gives; groups that are the examples need not be summed up."""
+    if paired.groups is not paired.ids:
+        return estimate(paired)
+    value, stderr = ratio(paired.deltas, paired.weights)
+    return Estimate(value=value, n=len(paired.ids), stderr=stderr, unit=UNITS[paired.metric])
 
 
 def _mean_gain(gains: Sequence[_Gain]) -> Estimate:

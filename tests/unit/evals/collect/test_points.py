@@ -60,7 +60,7 @@ def test_quick_changes_are_changes(pair: tuple[list[float], list[float]], is_hig
         {"examples": [{"id": "0", "correct": "1"}]},
         {"examples": [{"id": "0", "correct": True}]},
         {"examples": [{"id": "0", "correct": math.nan}]},
-        {"examples": [{"id": "0", "correct": 1, "document": "d"}]},
+        {"kind": "continuation_choice"},
         {"examples": [{"id": "0", "correct": 1}, {"id": "0", "correct": 1}]},
     ],
 )
