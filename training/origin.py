@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from evals.errors import EvalError
+from evals.results import merge_results, result_files
 from training.checkpoint import storage
 from training.checkpoint.manifest import Checkpoint, candidates, first_damage, folders, open_checkpoint
 from training.config import Config, to_dict
@@ -338,7 +340,8 @@ def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
     Returns:
         what to say about it.
     """
-    wanted = to_dict(config.eval.tasks) if config.eval.at_start else {}
+    tasks = to_dict(config.eval.tasks)
+    wanted = [*tasks, *(spec.name for spec in config.eval.specs(is_end=True))] if config.eval.at_start else []
     target = config.run.dir / "evals" / "0.json"
     if not wanted or target.exists():
         return []
@@ -346,15 +349,21 @@ def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
     if run is None:
         return [f"{checkpoint} is in no run directory, so there are no scores of step 0 to take over"]
     theirs = ((read_json(run / "run.json") or {}).get("config") or {}).get("eval", {}).get("tasks", {})
-    content = read_json(run / "evals" / "0.json") or {}
-    scored = content.get("tasks") or {}
-    same = [name for name in wanted if name in scored and theirs.get(name) == wanted[name]]
+    try:
+        # Those of jobs of their own, too.
+        content = merge_results(result_files(run, 0))
+    except EvalError:
+        content = {"tasks": {}}
+    scored = content["tasks"]
+    # The name of a suite's task says all of its settings.
+    same = [name for name in wanted if name in scored and (name not in tasks or theirs.get(name) == tasks[name])]
     lines = []
     if missing := [name for name in wanted if name not in same]:
         lines.append(f"{run} has no scores of step 0 with the same settings for {', '.join(missing)}: no difference to the "
                      "start can be reported")  # fmt: skip
     if same:
         target.parent.mkdir(parents=True, exist_ok=True)
+        content.pop("damaged", None)
         write_json(target, {**content, "tasks": {name: scored[name] for name in same}})
         lines.append(f"scores of step 0 of {', '.join(same)} are those of {run}")
     return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import write_result
+from evals.results import result_files
 from training.files import read_json
 from training.record.run_record import remove_temporaries
 
@@ -39,7 +40,7 @@ class Scores:
         """Names of the tasks that jobs of their own have scored after `step` steps: evals/<step>.<name>.json."""
         if self._drop_after is not None and step > self._drop_after:
             return set()
-        found = (read_json(path) or {} for path in self._folder.glob(f"{step}.?*.json"))
+        found = (read_json(path) or {} for path in result_files(self._run_dir, step) if path != self.path(step))
         return {name for content in found if isinstance(tasks := content.get("tasks"), dict) for name in tasks}
 
     def kept(self, step: int) -> Path:

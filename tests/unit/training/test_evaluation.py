@@ -194,7 +194,7 @@ def test_final_suites_are_scored_at_both_ends_only(tmp_path: Path, scored: dict[
 def test_what_a_job_of_its_own_has_scored_is_not_scored_again(tmp_path: Path, scored: dict[str, list[str]]) -> None:
     (scoring, folder), progress = with_suites(tmp_path), Progress(step=5)
     folder.mkdir()
-    (folder / "5.forgetting@9.json").write_text(json.dumps({"tasks": {"hellaswag@9": {}, "old_bits": {}}}))
+    (folder / "5.forgetting-9.json").write_text(json.dumps({"tasks": {"hellaswag@9": {}, "old_bits": {}}}))
     (folder / "5.torn.json").write_text('{"tas')
     (folder / "15.piqa.json").write_text(json.dumps({"tasks": {"winogrande@9": {}}}))
     assert scoring.run(progress)

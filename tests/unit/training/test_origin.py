@@ -637,6 +637,24 @@ class TestScores:
         assert prepare(find_origin(branch), branch) == [f"branches from {root / '10'}"]
         assert read_json(branch.run.dir / "evals" / "0.json") == expected
 
+    def test_also_of_suites_and_of_jobs_of_their_own(self, config: Config, branch: Config, root: Path) -> None:
+        self.parents(config, **{"old_bits": {"score": 0.5}, "piqa@9": {"score": 0.6}, "piqa": {"score": 0.7}})
+        job = {"schema": 1, "step": 0, "seconds": 4.0, "tasks": {"boolq": {"score": 0.8}}}
+        (config.run.dir / "evals" / "0.boolq.json").write_text(json.dumps(job))
+        branch = changed(branch, "eval", suites=("piqa@9",), final_suites=("boolq", "gsm8k"))
+        assert take_over_scores(root / "10", branch) == [
+            f"{config.run.dir} has no scores of step 0 with the same settings for gsm8k: no difference to the start can be reported",
+            f"scores of step 0 of old_bits, piqa@9, boolq are those of {config.run.dir}",
+        ]
+        taken = read_json(branch.run.dir / "evals" / "0.json")
+        assert taken is not None
+        assert {name: task["score"] for name, task in taken["tasks"].items()} == {
+            "old_bits": 0.5,
+            "piqa@9": 0.6,
+            "boolq": 0.8,
+        }
+        assert taken["seconds"] == 7.0
+
     def test_of_tasks_with_the_same_settings_only(self, config: Config, branch: Config, root: Path) -> None:
         self.parents(config, old_bits={"score": 0.5})
         task = branch.eval.tasks["old_bits"]
