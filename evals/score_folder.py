@@ -1,117 +1,226 @@
-"""Score a Hugging Face model folder on one device: `python -m evals run`."""
+"""Score a model folder on one device: `python -m evals run`."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evals.config import EvalConfig, TaskConfig
+from evals.config import EvalConfig
+from evals.encoder import FILES, load_codec, tokenizer_file, tokenizer_fingerprint
 from evals.errors import EvalError
-from evals.results import SCHEMA, write_json
+from evals.harness.kept import Kept
+from evals.model_folder import ModelFolder, find_model, load_model
+from evals.results import SCHEMA, load_run, read_result, result_file, write_json, write_result
+from evals.score_request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evals.code.policy import Policy
+    from evals.encoder import Codec
+    from evals.harness.tasks import LoadedTask
+
+HELD_OUT_LENGTH = 1024
+"""Longest model input for tasks on held-out text, unless it is set: their scores depend on it."""
 
 
-def parse_task(text: str, max_examples: int = 200) -> tuple[str, TaskConfig]:
-    """NAME=KIND:DOMAIN:PATH -> (name, task).
+def score_folder(request: Request) -> dict[str, dict[str, Any]]:
+    """Load a model, score it, and write the result where the request says.
 
-    Raises:
-        EvalError: the text does not have that form.
-    """
-    name, _, rest = text.partition("=")
-    kind, _, rest = rest.partition(":")
-    domain, _, path = rest.partition(":")
-    if not (name and kind and domain and path):
-        raise EvalError(f"--task {text!r} is not NAME=KIND:DOMAIN:PATH, e.g. code=bits_per_byte:new:heldout.jsonl")
-    # The literals are checked by TaskConfig.problems, with every other problem.
-    return name, TaskConfig(kind=kind, domain=domain, path=Path(path), max_examples=max_examples)  # type: ignore[arg-type]
+    Tasks that the run's step already has are not scored again.
 
-
-def score_folder(
-    model_dir: Path,
-    tasks: Mapping[str, TaskConfig],
-    *,
-    tokenizer: Path | None = None,
-    seq_len: int = 1024,
-    batch_rows: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
-    out: Path | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Load a model, score it, print the scores and optionally write them as an evals/<step>.json of step 0.
+    Returns:
+        The entries of what was asked for, by task.
 
     Raises:
-        EvalError: a task, the model folder, the tokenizer or the device cannot be used.
+        EvalError: a task, its data, the model folder, the tokenizer, the device or the run cannot be used.
+        KeyboardInterrupt: it was interrupted; answers up to then are kept, and the same request goes on from them.
     """
-    config = EvalConfig(tasks=dict(tasks), batch_rows=batch_rows)
-    limit = _max_positions(Path(model_dir))
-    problems = [*config.problems(), *config.seq_len_problems(seq_len)]
-    if seq_len < 1 or (limit is not None and seq_len > limit):
-        problems.append(
-            ("seq_len", f"{seq_len} is outside 1..{limit}, the positions of this model; pass --seq-len {limit}")
-        )
-    if problems:
-        raise EvalError(
-            "the evaluation cannot start:" + "".join(f"\n  {field}: {message}" for field, message in problems)
-        )
+    found, asked = find_model(request.model, request.base), request
+    tokenizer = _tokenizer(request, found)
+    known = _known(request)
+    request = dataclasses.replace(
+        request,
+        tasks={name: task for name, task in request.tasks.items() if name not in known},
+        suites=[spec for spec in request.suites if spec.name not in known],
+    )
+    loaded, policy = _checked(request, found)
+    names = [*asked.tasks, *(spec.name for spec in asked.suites), *(task.spec.name for task in loaded)]
+    scored = {name: known[name] for name in names if name in known}
+    loaded = [task for task in loaded if task.spec.name not in known]
+    if scored:
+        print(f"already scored at step {request.step} of {request.run}: {', '.join(scored)}")
+    if not request.tasks and not loaded:
+        return scored
 
     import torch
 
-    from evals.encoder import load_encoder
+    from evals.harness.run import evaluate_tasks
+
+    codec = load_codec(tokenizer)
+    device = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    begun = time.perf_counter()
+    model = load_model(found, device, getattr(torch, request.dtype))
+    codec = _with_beginning(codec, model, found)
+    result = _held_out(request, model, codec, device, _held_out_length(request, found)) if request.tasks else {}
+    if loaded:
+        from evals.scoring.scorer import Scorer
+
+        assert codec.bos_id is not None
+        scorer = Scorer(
+            model=model,
+            device=device,
+            pad_id=codec.bos_id,
+            max_length=_harness_length(request, found),
+            batch_tokens=request.batch_tokens,
+        )
+        kept = Kept(asked.kept, _identity(request, found, tokenizer, scorer.max_length))
+        if kept.moved_to is not None:
+            print(f"answers of another model or other settings were in {asked.kept}; they are now in {kept.moved_to}")
+        if kept.num_found:
+            print(f"going on from {kept.num_found} answers in {asked.kept}")
+        with _progress() as show:
+            scorer = dataclasses.replace(scorer, progress=lambda done, total: show("  forwards", done, total))
+            result |= evaluate_tasks(scorer, codec, loaded, policy=policy, kept=kept, seed=request.seed, progress=show)
+    _write(asked, result, time.perf_counter() - begun)
+    return scored | result
+
+
+def _known(request: Request) -> dict[str, Any]:
+    """The run's entries at the step, so far."""
+    if request.run is None or request.step is None:
+        return {}
+    if not (Path(request.run) / "run.json").is_file():
+        raise EvalError(f"{request.run}: no run.json there; give a run's folder with --run")
+    run = load_run(request.run)
+    return dict(run.result(request.step)["tasks"]) if request.step in run.eval_steps else {}
+
+
+def _tokenizer(request: Request, found: ModelFolder) -> Path:
+    """The tokenizer's file; of a folder that holds two, the one that the run was trained with."""
+    path = Path(request.tokenizer) if request.tokenizer is not None else found.folder
+    if request.tokenizer is None and not any((path / name).is_file() for name in FILES):
+        path = found.model
+    file = tokenizer_file(path)
+    run = None if request.run is None else load_run(request.run)
+    expected = None if run is None else run.get("tokenizer_fingerprint")
+    if expected is None:
+        return file
+    files = [path / name for name in FILES if (path / name).is_file()] if path.is_dir() else [file]
+    for candidate in files:
+        if tokenizer_fingerprint(candidate) == expected:
+            return candidate
+    raise EvalError(
+        f"{request.run}: was trained with the tokenizer {run and run.get('config', 'data', 'tokenizer')} (SHA-256 "
+        f"{expected[:12]}), but {file} is another (SHA-256 {tokenizer_fingerprint(file)[:12]}); give the run's with "
+        "--tokenizer"
+    )
+
+
+def _checked(request: Request, found: ModelFolder) -> tuple[list[LoadedTask], Policy]:
+    """Everything that would be refused, before the model is loaded; the harness's tasks, loaded."""
+    config = EvalConfig(tasks=dict(request.tasks), batch_tokens=request.batch_tokens)
+    limit, seq_len = found.max_positions, request.seq_len
+    problems = [*config.problems(), *config.seq_len_problems(_held_out_length(request, found))]
+    if seq_len is not None and (seq_len < 1 or (limit is not None and seq_len > limit)):
+        problems.append(
+            ("seq_len", f"{seq_len} is outside 1..{limit}, the positions of this model; pass --seq-len {limit}")
+        )
+    listed = [f"{field}: {message}" for field, message in problems]
+    loaded: list[LoadedTask] = []
+    from evals.code.policy import Policy
+
+    policy = Policy(allow_unisolated=request.allow_unisolated)
+    if request.suites:
+        from evals.harness.run import check_suites
+
+        try:
+            loaded = check_suites(
+                request.suites,
+                data_dir=request.data_dir,
+                policy=policy,
+                max_length=_harness_length(request, found),
+                max_new_tokens=request.max_new_tokens,
+            )
+        except EvalError as error:
+            listed.append(str(error))
+    if listed:
+        raise EvalError("the evaluation cannot start:" + "".join(f"\n  {problem}" for problem in listed))
+    return loaded, policy
+
+
+def _harness_length(request: Request, found: ModelFolder) -> int:
+    return request.seq_len or found.max_positions or HELD_OUT_LENGTH
+
+
+def _held_out_length(request: Request, found: ModelFolder) -> int:
+    return request.seq_len or min(HELD_OUT_LENGTH, found.max_positions or HELD_OUT_LENGTH)
+
+
+def _held_out(request: Request, model: Any, codec: Codec, device: str, seq_len: int) -> dict[str, dict[str, Any]]:
     from evals.held_out.evaluate import evaluate
 
-    encode, bos_id = load_encoder(tokenizer if tokenizer is not None else Path(model_dir))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _load_model(Path(model_dir), device, getattr(torch, dtype))
-    bos_id = bos_id if bos_id is not None else model.config.bos_token_id
-    if bos_id is None:
-        raise EvalError(
-            f"{model_dir}: neither the tokenizer nor config.json names a beginning-of-text token; set bos_token_id"
-        )
-    begun = time.perf_counter()
+    assert codec.bos_id is not None
     result = evaluate(
-        model, encode=encode, bos_id=bos_id, tasks=tasks, seq_len=seq_len, batch_rows=batch_rows, device=device
+        model,
+        encode=codec.encode,
+        bos_id=codec.bos_id,
+        tasks=request.tasks,
+        seq_len=seq_len,
+        batch_tokens=request.batch_tokens,
+        device=device,
     )
     assert result is not None, "nothing could have stopped it"
-    seconds = time.perf_counter() - begun
-    for name, task in result.items():
-        print(describe(name, task))
-    if out is not None:
-        write_json(Path(out), {"schema": SCHEMA, "step": 0, "seconds": seconds, "model": model_dir, "tasks": result})
     return result
 
 
-def describe(name: str, task: Mapping[str, Any]) -> str:
-    """One line about a task's score, and about its probabilities where choices are made."""
-    error = "" if task["stderr"] is None else f" +- {task['stderr']:.4f}"
-    chance = "" if task["chance"] is None else f", chance {task['chance']:.4f}"
-    calibration = "".join(f", {key} {_number(task[key])}" for key in ("nll", "ece") if key in task)
-    return f"{name}: {task['metric']} {task['score']:.4f}{error} (n {task['n']}{chance}){calibration}"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _max_positions(model_dir: Path) -> int | None:
-    file = model_dir / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def _with_beginning(codec: Codec, model: Any, found: ModelFolder) -> Codec:
+    bos_id = codec.bos_id if codec.bos_id is not None else model.config.bos_token_id
+    if bos_id is None:
         raise EvalError(
-            f"{model_dir}: no readable config.json there ({error}); give a Hugging Face model folder"
-        ) from error
-    limit: int | None = config.get("max_position_embeddings")
-    return limit
+            f"{found.folder}: neither the tokenizer nor config.json names a beginning-of-text token; set bos_token_id"
+        )
+    return dataclasses.replace(codec, bos_id=bos_id)
 
 
-def _load_model(model_dir: Path, device: str, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def _identity(request: Request, found: ModelFolder, tokenizer: Path, max_length: int) -> dict[str, Any]:
+    return {
+        "model": found.identity(),
+        "dtype": request.dtype,
+        "max_length": max_length,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
 
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
-        return model.to(device)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EvalError(f"{model_dir}: cannot be loaded as a causal language model on {device} ({error})") from error
+
+def _write(request: Request, result: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+    if request.run is not None and request.step is not None:
+        path = result_file(request.run, request.step, request.name)
+        # A file of this name holds what an earlier start of the same request has scored.
+        before = read_result(path)["tasks"] if path.is_file() else {}
+        write_result(request.run, step=request.step, tasks={**before, **result}, seconds=seconds, name=request.name)
+    if request.out is not None:
+        content = {"schema": SCHEMA, "step": request.step or 0, "seconds": seconds, "model": request.model}
+        write_json(Path(request.out), {**content, "tasks": result})
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (what, done, of how many) that draws bars on a terminal, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        known: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+
+        yield show

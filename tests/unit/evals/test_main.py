@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ import tokenizers
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from evals import score_folder as scoring
 from evals.__main__ import main
 from evals.encoder import load_encoder
 from evals.errors import EvalError
-from evals.score_folder import describe, parse_task
+from evals.harness.specs import parse_specs
+from evals.results import load_run
+from evals.score_request import Request, parse_task
 
 DEMO_TOKENIZER = Path(__file__).parents[4] / "shared" / "data" / "llama_tokenizer.model"
 TEXTS = [f"number {i} of some words that are long enough {i * i}" for i in range(6)]
@@ -46,7 +50,8 @@ def test_run_scores_a_folder(
     words = result["tasks"]["words"]
     assert (result["schema"], result["step"], words["n"]) == (1, 0, 6)
     assert words["score"] == pytest.approx(7, abs=0.3)  # an untrained model over 130 tokens: about log2(130) bits
-    assert capsys.readouterr().out.startswith(f"words: bits_per_byte {words['score']:.4f} +- ")
+    shown = capsys.readouterr().out.splitlines()[-1].split()
+    assert shown[:3] == ["words", "bits_per_byte", f"{words['score']:.4f}"]
 
 
 def test_run_prints_calibration_where_choices_are_made(
@@ -60,16 +65,7 @@ def test_run_prints_calibration_where_choices_are_made(
     (model_dir / "config.json").write_text(json.dumps(config))
     assert main(["run", str(model_dir), "--task", task, "--seq-len", "96", "--device", "cpu", "--out", str(out)]) == 0
     words = json.loads(out.read_text())["tasks"]["words"]
-    assert capsys.readouterr().out.rstrip().endswith(f", nll {words['nll']:.4f}, ece {words['ece']:.4f}")
-
-
-def test_a_result_is_described_whatever_it_has() -> None:
-    bits = {"metric": "bits_per_byte", "score": 1.5, "stderr": 0.25, "chance": None, "n": 3}
-    assert describe("a", bits) == "a: bits_per_byte 1.5000 +- 0.2500 (n 3)"
-    choice = {"metric": "accuracy", "score": 0.5, "stderr": None, "chance": 0.25, "n": 1}
-    assert describe("b", choice) == "b: accuracy 0.5000 (n 1, chance 0.2500)"
-    diverged = choice | {"nll": None, "ece": None}
-    assert describe("b", diverged) == "b: accuracy 0.5000 (n 1, chance 0.2500), nll undefined, ece undefined"
+    assert capsys.readouterr().out.split()[-2:] == [f"{words['nll']:.4f}", f"{words['ece']:.4f}"]
 
 
 def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,11 +77,11 @@ def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_run_lists_every_problem_at_once(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(
-        ["run", model_dir, "--task", f"a=riddle:old:{tmp_path}/no", "--batch-rows", 0, "--seq-len", 65], capsys
+        ["run", model_dir, "--task", f"a=riddle:old:{tmp_path}/no", "--batch-tokens", 0, "--seq-len", 65], capsys
     )
     assert "tasks.a.kind: 'riddle' is not a kind of task" in error
     assert "tasks.a.path: no file at" in error
-    assert "batch_rows: 0 rows" in error
+    assert "batch_tokens: 0 tokens" in error
     assert "seq_len: 65 is outside 1..64" in error
 
 
@@ -123,6 +119,131 @@ def test_run_needs_a_beginning_of_text(
         (model_dir / name).write_text(text.replace(old, new))
     run = ["run", model_dir, "--task", f"w=bits_per_byte:old:{jsonl(TEXTS)}", "--seq-len", 32, "--device", "cpu"]
     assert "neither the tokenizer nor config.json names a beginning-of-text token" in refused(run, capsys)
+
+
+@pytest.fixture
+def winogrande(tmp_path: Path) -> Path:
+    """A folder with two WinoGrande questions."""
+    question = {"sentence": "Sarah beat Maria so _ won.", "option1": "Sarah", "option2": "Maria", "answer": "1"}
+    lines = [json.dumps(question | {"answer": answer}) for answer in ("1", "2")]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "winogrande_validation.jsonl").write_text("\n".join(lines))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def trained(model_dir: Path, make_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run that was trained with the model's tokenizer."""
+    fingerprint = hashlib.sha256((model_dir / "tokenizer.json").read_bytes()).hexdigest()
+    return make_run(tmp_path, "trained", tokenizer_fingerprint=fingerprint)
+
+
+def test_run_scores_suites_beside_held_out_text(
+    model_dir: Path, winogrande: Path, jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["run", model_dir, "--suite", "new=winogrande@1", "--data", winogrande, "--device", "cpu", "--out", out]
+    arguments += ["--task", f"words=bits_per_byte:old:{jsonl(TEXTS)}"]
+    assert main([str(argument) for argument in arguments]) == 0
+    tasks = json.loads(out.read_text())["tasks"]
+    assert list(tasks) == ["words", "winogrande@1"]
+    assert (tasks["winogrande@1"]["kind"], tasks["winogrande@1"]["domain"]) == ("harness", "new")
+    shown = capsys.readouterr().out
+    assert "winogrande@1" in shown
+    assert "words" in shown
+    # The answers stay, and a second start goes on from them.
+    assert main([str(argument) for argument in arguments]) == 0
+    assert f"going on from 2 answers in {tmp_path}/out.kept.jsonl" in capsys.readouterr().out
+    assert main([str(argument) for argument in [*arguments, "--seq-len", 32]]) == 0
+    assert f"they are now in {tmp_path}/out.kept.other-1.jsonl" in capsys.readouterr().out
+
+
+def test_a_runs_result_is_scored_once(
+    model_dir: Path,
+    winogrande: Path,
+    trained: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["run", model_dir, "--suite", "winogrande", "--data", winogrande, "--device", "cpu"]
+    arguments = [str(argument) for argument in [*arguments, "--run", trained, "--step", 100]]
+    assert main(arguments) == 0
+    result = json.loads((trained / "evals" / "100.winogrande.json").read_text())
+    assert (result["step"], list(result["tasks"])) == (100, ["winogrande"])
+    assert (trained / "evals" / "kept" / "100.winogrande.jsonl").is_file()
+    monkeypatch.setattr(scoring, "load_model", lambda *_: pytest.fail("it is already scored"))
+    capsys.readouterr()
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"already scored at step 100 of {trained}: winogrande" in shown
+    assert "0.5000" in shown
+    # Both readers of results see it, beside what training wrote.
+    assert {"winogrande", "code"} <= load_run(trained).result(100)["tasks"].keys()
+
+
+def test_another_tokenizer_than_the_runs_is_refused(
+    model_dir: Path, winogrande: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text((model_dir / "tokenizer.json").read_text() + "\n")
+    arguments = ["run", model_dir, "--suite", "winogrande", "--data", winogrande, "--run", trained, "--step", 7]
+    error = refused([*arguments, "--tokenizer", other], capsys)
+    assert f"{trained}: was trained with the tokenizer" in error
+    assert f"{other}/tokenizer.json is another" in error
+    assert "give the run's with --tokenizer" in error
+    # Of two files in a folder, the run's is taken.
+    (model_dir / "tokenizer.model").write_text("not the run's")
+    assert main([str(argument) for argument in [*arguments, "--device", "cpu"]]) == 0
+
+
+def test_ctrl_c_says_what_is_kept(
+    model_dir: Path,
+    winogrande: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "load_model", interrupt)
+    arguments = ["run", str(model_dir), "--suite", "winogrande", "--data", str(winogrande)]
+    for more, message in (
+        (
+            ["--out", str(tmp_path / "a.json")],
+            f"what was answered is in {tmp_path}/a.kept.jsonl; start the same command",
+        ),
+        ([], "nothing is kept without --out or --run"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, *more])
+        assert exit_.value.code == 130
+        assert f"interrupted; {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to score; name a --suite, e.g. forgetting, or a --task"),
+        (["--suite", "winogrande", "--step", 3], "--run and --step belong together"),
+        (["--suite", "winogrande", "--run", "nowhere", "--step", 3], "nowhere: no run.json there"),
+        (["--suite", "winogrande", "--samples", 3], "are for tasks that sample"),
+        (["--suite", "winogrande", "--data", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_run_explains_what_cannot_be(
+    arguments: list[Any], message: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(["run", model_dir, "--data", tmp_path, *arguments], capsys)
+
+
+def test_a_long_request_has_a_short_name(tmp_path: Path) -> None:
+    names = [f"task_{number}" for number in range(40)]
+    request = Request(model=tmp_path, suites=parse_specs(["forgetting@200", *names]), run=tmp_path, step=3)
+    assert len(request.name) < 90
+    assert request.name.startswith("forgetting-task_0-task_1")
+    assert Request(model=tmp_path, suites=parse_specs(["forgetting@200"])).name == "forgetting-200"
 
 
 def test_report_prints_the_table_and_the_page(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,8 +53,10 @@ def sampler(model: LlamaForCausalLM) -> Callable[[int], AbstractContextManager[N
         mean = weight.detach().clone()
         with torch.no_grad():
             weight += 0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 + index))
-            yield
-            weight.copy_(mean)
+            try:
+                yield
+            finally:
+                weight.copy_(mean)
 
     return sampled
 
@@ -73,7 +75,7 @@ def main(rank: int, folder: Path) -> None:
             bos_id=1,
             tasks=tasks(path),
             seq_len=16,
-            batch_rows=3,
+            batch_tokens=48,
             device="cpu",
             rank=rank,
             world_size=2,
@@ -89,7 +91,7 @@ def main(rank: int, folder: Path) -> None:
         bos_id=1,
         tasks={"one": TaskConfig(kind="bits_per_byte", path=folder / "one.jsonl", domain="old")},
         seq_len=64,
-        batch_rows=3,
+        batch_tokens=48,
         device="cpu",
         rank=rank,
         world_size=2,
