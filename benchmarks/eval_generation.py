@@ -112,7 +112,7 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-def make_model(vocabulary: int, eos_id: int, *, is_small: bool) -> LlamaForCausalLM:
+def make_model(vocabulary: int, *, is_small: bool) -> LlamaForCausalLM:
     """A LLaMA with random weights."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +121,7 @@ def make_model(vocabulary: int, eos_id: int, *, is_small: bool) -> LlamaForCausa
         hidden, layers = (2048, 16) if is_small else (4096, 32)
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=hidden * 5 // 2, num_hidden_layers=layers, num_attention_heads=hidden // 64,
-        vocab_size=vocabulary, max_position_embeddings=MAX_LENGTH, initializer_range=0.05, eos_token_id=eos_id,
+        vocab_size=vocabulary, max_position_embeddings=MAX_LENGTH, initializer_range=0.05, eos_token_id=0,
         bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     with torch.device(device):
@@ -270,7 +270,7 @@ def main() -> None:
     code, words = code_prompts(arguments.data), word_prompts(arguments.data)
     print("data:", "real sets" if records(arguments.data, "humaneval") else f"synthetic, nothing in {arguments.data}")
     tokenizer = make_tokenizer(code + words[:200], 4096 if arguments.quick else 8192)
-    model = make_model(len(tokenizer), tokenizer.eos_token_id, is_small=arguments.quick)
+    model = make_model(len(tokenizer), is_small=arguments.quick)
     many = (8, 8) if arguments.quick else (12, 48)
     cases = [
         Case(name="sampled", prompts=code[: many[0]], samples=16, temperature=0.2, top_p=0.95,

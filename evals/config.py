@@ -87,11 +87,13 @@ class EvalConfig:
     """Suites and tasks scored before training (with at_start) and at its end only, such as "forgetting", "learning-code"."""
     data_dir: Path | None = None
     """Folder with the data sets of suites, for clusters without internet; None = the hub and its cache."""
+    max_new_tokens: int | None = None
+    """Longest answer that a suite's task may write, in tokens; None = as the task says."""
     code_isolation: Literal["required", "none"] = "required"
     """required: programs that a model wrote run in a sandbox, or not at all. none: they run with your rights; they can
     delete your files."""
-    batch_rows: int = 8
-    """Rows per forward on each rank. Changes speed and memory, not scores."""
+    batch_tokens: int = 8192
+    """Tokens per forward on each rank, padding included. Changes speed and memory, not scores."""
     posterior_samples: int = 0
     """Also predict with the average over this many draws of the adapter's weights from its posterior (monteclora); 0 =
     the posterior mean only. With k draws an evaluation takes k + 1 times as long."""
@@ -100,8 +102,8 @@ class EvalConfig:
         """Yield (field, message) for every value that cannot work; a task's fields are named tasks.<name>.<field>."""
         if self.every_steps < 0:
             yield "every_steps", f"{self.every_steps} is negative; use 0 for first and last only, or a number of steps"
-        if self.batch_rows < 1:
-            yield "batch_rows", f"{self.batch_rows} rows per forward cannot score anything; use 1 or more"
+        if self.batch_tokens < 1:
+            yield "batch_tokens", f"{self.batch_tokens} tokens per forward cannot score anything; use 1 or more"
         if self.posterior_samples < 0:
             yield (
                 "posterior_samples",
@@ -109,6 +111,8 @@ class EvalConfig:
             )
         if self.code_isolation not in ("required", "none"):
             yield "code_isolation", f"{self.code_isolation!r} is not a choice; use required, or none"
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            yield "max_new_tokens", f"{self.max_new_tokens} is too small; use 1 or more, or leave it out"
         yield from self._suite_problems()
         if self.data_dir is not None and not self.data_dir.is_dir():
             yield (

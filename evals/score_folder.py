@@ -1,11 +1,13 @@
-"""Score a model folder on one device: `python -m evals run`."""
+"""Score a model folder, on one device or on one of every process: `python -m evals run`."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from evals.encoder import FILES, load_codec, tokenizer_file, tokenizer_fingerpri
 from evals.errors import EvalError
 from evals.harness.kept import Kept
 from evals.model_folder import ModelFolder, find_model, load_model
+from evals.ranks import Place, joined, place_in
 from evals.results import SCHEMA, load_run, read_result, result_file, write_json, write_result
 from evals.score_request import Request
 
@@ -40,6 +43,12 @@ def score_folder(request: Request) -> dict[str, dict[str, Any]]:
         EvalError: a task, its data, the model folder, the tokenizer, the device or the run cannot be used.
         KeyboardInterrupt: it was interrupted; answers up to then are kept, and the same request goes on from them.
     """
+    place = place_in(os.environ)
+    with joined(place):
+        return _score(request, place)
+
+
+def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
     found, asked = find_model(request.model, request.base), request
     tokenizer = _tokenizer(request, found)
     known = _known(request)
@@ -48,12 +57,12 @@ def score_folder(request: Request) -> dict[str, dict[str, Any]]:
         tasks={name: task for name, task in request.tasks.items() if name not in known},
         suites=[spec for spec in request.suites if spec.name not in known],
     )
-    loaded, policy = _checked(request, found)
+    loaded, policy = _checked(request, found, place)
     names = [*asked.tasks, *(spec.name for spec in asked.suites), *(task.spec.name for task in loaded)]
     scored = {name: known[name] for name in names if name in known}
     loaded = [task for task in loaded if task.spec.name not in known]
     if scored:
-        print(f"already scored at step {request.step} of {request.run}: {', '.join(scored)}")
+        _say(place, f"already scored at step {request.step} of {request.run}: {', '.join(scored)}")
     if not request.tasks and not loaded:
         return scored
 
@@ -62,11 +71,13 @@ def score_folder(request: Request) -> dict[str, dict[str, Any]]:
     from evals.harness.run import evaluate_tasks
 
     codec = load_codec(tokenizer)
-    device = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = request.device
+    if device == "auto":
+        device = f"cuda:{place.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     begun = time.perf_counter()
     model = load_model(found, device, getattr(torch, request.dtype))
     codec = _with_beginning(codec, model, found)
-    result = _held_out(request, model, codec, device, _held_out_length(request, found)) if request.tasks else {}
+    result = _held_out(request, model, codec, device, _held_out_length(request, found), place) if request.tasks else {}
     if loaded:
         from evals.scoring.scorer import Scorer
 
@@ -77,16 +88,25 @@ def score_folder(request: Request) -> dict[str, dict[str, Any]]:
             pad_id=codec.bos_id,
             max_length=_harness_length(request, found),
             batch_tokens=request.batch_tokens,
+            rank=place.rank,
+            world_size=place.size,
         )
-        kept = Kept(asked.kept, _identity(request, found, tokenizer, scorer.max_length))
+        identity = _identity(request, found, tokenizer, scorer.max_length)
+        kept = Kept(asked.kept, identity, rank=place.rank, world_size=place.size)
         if kept.moved_to is not None:
-            print(f"answers of another model or other settings were in {asked.kept}; they are now in {kept.moved_to}")
+            _say(
+                place,
+                f"answers of another model or other settings were in {asked.kept}; they are now in {kept.moved_to}",
+            )
         if kept.num_found:
-            print(f"going on from {kept.num_found} answers in {asked.kept}")
+            _say(place, f"going on from {kept.num_found} answers in {asked.kept}")
         with _progress() as show:
             scorer = dataclasses.replace(scorer, progress=lambda done, total: show("  forwards", done, total))
             result |= evaluate_tasks(scorer, codec, loaded, policy=policy, kept=kept, seed=request.seed, progress=show)
-    _write(asked, result, time.perf_counter() - begun)
+        if kept.problem:
+            _say(place, f"WARNING: {kept.problem}")
+    if place.rank == 0:
+        _write(asked, result, time.perf_counter() - begun)
     return scored | result
 
 
@@ -101,27 +121,31 @@ def _known(request: Request) -> dict[str, Any]:
 
 
 def _tokenizer(request: Request, found: ModelFolder) -> Path:
-    """The tokenizer's file; of a folder that holds two, the one that the run was trained with."""
-    path = Path(request.tokenizer) if request.tokenizer is not None else found.folder
-    if request.tokenizer is None and not any((path / name).is_file() for name in FILES):
-        path = found.model
-    file = tokenizer_file(path)
+    """The tokenizer's file: the one asked for, else the model's or, where it has none, the run's; of a run, only its own."""
     run = None if request.run is None else load_run(request.run)
     expected = None if run is None else run.get("tokenizer_fingerprint")
+    named = None if run is None else run.get("config", "data", "tokenizer")
+    folders = [found.folder, found.model, *([Path(named)] if named else [])]
+    path = request.tokenizer or next((each for each in folders if _files(each)), found.model)
+    file = tokenizer_file(path)
     if expected is None:
         return file
-    files = [path / name for name in FILES if (path / name).is_file()] if path.is_dir() else [file]
-    for candidate in files:
+    # A folder may hold two.
+    for candidate in _files(path):
         if tokenizer_fingerprint(candidate) == expected:
             return candidate
     raise EvalError(
-        f"{request.run}: was trained with the tokenizer {run and run.get('config', 'data', 'tokenizer')} (SHA-256 "
-        f"{expected[:12]}), but {file} is another (SHA-256 {tokenizer_fingerprint(file)[:12]}); give the run's with "
-        "--tokenizer"
+        f"{request.run}: was trained with the tokenizer {named} (SHA-256 {expected[:12]}), but {file} is another (SHA-256 "
+        f"{tokenizer_fingerprint(file)[:12]}); give the run's with --tokenizer"
     )
 
 
-def _checked(request: Request, found: ModelFolder) -> tuple[list[LoadedTask], Policy]:
+def _files(path: Path) -> list[Path]:
+    """The tokenizers at a path, in the order in which they are preferred."""
+    return [each for each in ([path / name for name in FILES] if path.is_dir() else [path]) if each.is_file()]
+
+
+def _checked(request: Request, found: ModelFolder, place: Place) -> tuple[list[LoadedTask], Policy]:
     """Everything that would be refused, before the model is loaded; the harness's tasks, loaded."""
     config = EvalConfig(tasks=dict(request.tasks), batch_tokens=request.batch_tokens)
     limit, seq_len = found.max_positions, request.seq_len
@@ -145,6 +169,7 @@ def _checked(request: Request, found: ModelFolder) -> tuple[list[LoadedTask], Po
                 policy=policy,
                 max_length=_harness_length(request, found),
                 max_new_tokens=request.max_new_tokens,
+                say=partial(_say, place),
             )
         except EvalError as error:
             listed.append(str(error))
@@ -161,7 +186,14 @@ def _held_out_length(request: Request, found: ModelFolder) -> int:
     return request.seq_len or min(HELD_OUT_LENGTH, found.max_positions or HELD_OUT_LENGTH)
 
 
-def _held_out(request: Request, model: Any, codec: Codec, device: str, seq_len: int) -> dict[str, dict[str, Any]]:
+def _say(place: Place, text: str) -> None:
+    if place.rank == 0:
+        print(text)
+
+
+def _held_out(
+    request: Request, model: Any, codec: Codec, device: str, seq_len: int, place: Place
+) -> dict[str, dict[str, Any]]:
     from evals.held_out.evaluate import evaluate
 
     assert codec.bos_id is not None
@@ -173,6 +205,8 @@ def _held_out(request: Request, model: Any, codec: Codec, device: str, seq_len: 
         seq_len=seq_len,
         batch_tokens=request.batch_tokens,
         device=device,
+        rank=place.rank,
+        world_size=place.size,
     )
     assert result is not None, "nothing could have stopped it"
     return result

@@ -16,6 +16,7 @@ ROOT=${ROOT:-$SLURM_SUBMIT_DIR}         # checkout of this repository, on shared
 PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
 EVAL_DATA=${EVAL_DATA:-${DATA:-$HOME/data}/evals}    # the suites' data sets, as files
 DTYPE=${DTYPE:-bfloat16}
+BATCH_TOKENS=${BATCH_TOKENS:-32768}     # per GPU; while a 7B model writes, each takes 0.5 MB
 # ---------------------------------------------------------------------------------------------------------------------
 
 if [ $# -lt 2 ]; then
@@ -42,4 +43,5 @@ fi
 
 # --wait: when one process is lost the others end, too.
 srun --kill-on-bad-exit=0 --wait=30 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - \
-    "$PYTHON" -u -m evals run "$model" --run "$run" --step "$step" --data "$EVAL_DATA" --dtype "$DTYPE" "$@"
+    "$PYTHON" -u -m evals run "$model" --run "$run" --step "$step" --data "$EVAL_DATA" --dtype "$DTYPE" \
+    --batch-tokens "$BATCH_TOKENS" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate
 from evals.code.policy import Policy
 from evals.config import EvalConfig, TaskConfig
+from evals.errors import EvalError
 from evals.harness.specs import TaskSpec
 from evals.scoring.scorer import Scorer
 from evals.scoring.stopping import Stopped
@@ -25,7 +27,7 @@ from training.watch.display import Display
 from training.watch.monitors import Monitors
 
 
-def check_inputs(tokenizer: Tokenizer, config: Config) -> None:
+def check_inputs(tokenizer: Tokenizer, config: Config, say: Callable[[str], None] = print) -> None:
     """Refuse a tokenizer that doesn't fit the model or the tasks, and held-out files that no task can be made of.
 
     Raises:
@@ -50,7 +52,19 @@ def check_inputs(tokenizer: Tokenizer, config: Config) -> None:
     if specs := config.eval.specs(is_end=True):
         from evals.harness.run import check_suites
 
-        check_suites(specs, data_dir=config.eval.data_dir, policy=policy_of(config.eval))
+        check_suites(
+            specs,
+            data_dir=config.eval.data_dir,
+            policy=policy_of(config.eval),
+            max_length=max_length(config),
+            max_new_tokens=config.eval.max_new_tokens,
+            say=say,
+        )
+
+
+def max_length(config: Config) -> int:
+    """Tokens in the longest input of the model, which suites may use all of."""
+    return config.max_positions() or config.data.seq_len
 
 
 def policy_of(wanted: EvalConfig) -> Policy:
@@ -152,25 +166,33 @@ class Evaluation:
         from evals.harness.tasks import load_tasks
 
         config, world = self._config, self._engine.world
-        tasks = self._loaded.get(tuple(specs)) or load_tasks(specs, data_dir=config.eval.data_dir)
+        longest = max_length(config)
+        tasks = self._loaded.get(tuple(specs)) or load_tasks(
+            specs, data_dir=config.eval.data_dir, max_length=longest, max_new_tokens=config.eval.max_new_tokens
+        )
         self._loaded[tuple(specs)] = tasks
         identity = {"step": step, "base": config.model.base, "precision": config.train.precision}
         scorer = Scorer(
             model=self._engine.placement.model,
             device=self._engine.device,
             pad_id=0,
-            max_length=config.max_positions() or config.data.seq_len,
+            max_length=longest,
             batch_tokens=config.eval.batch_tokens,
             rank=world.rank,
             world_size=world.size,
             should_stop=partial(self._boundary.cross, f"suites after step {step}"),
         )
+        try:
+            kept = Kept(self._scores.kept(step), identity, rank=world.rank, world_size=world.size)
+        except EvalError as error:
+            self._display.say(f"WARNING: {error}")
+            kept = Kept()
         return evaluate_tasks(
             scorer,
             load_codec(config.data.tokenizer),
             tasks,
             policy=policy_of(config.eval),
-            kept=Kept(self._scores.kept(step), identity, rank=world.rank, world_size=world.size),
+            kept=kept,
             seed=config.run.seed,
             progress=lambda name, done, total: self._display.evaluating(done, total),
         )

@@ -141,7 +141,7 @@ def run(
     try:
         open_log(command.config.run.dir, world.rank)
         tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
-        check_inputs(tokenizer, command.config)
+        check_inputs(tokenizer, command.config, display.say)
     except USER_ERRORS as error:
         problem = error
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")

@@ -27,6 +27,7 @@ class Kept:
         path: the file; None = memory only.
         moved_to: where a file was moved to that held answers of another model or other settings, if there was one.
         num_found: answers that the file already held.
+        problem: why answers are in memory only for now; empty where they are in the file.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Kept:
         self.moved_to: Path | None = None
         self._is_writer = rank == 0 and path is not None
         self._answers: dict[str, Any] = {}
+        self._unwritten: list[dict[str, Any]] = []
+        self.problem = ""
         problem: str | None = None
         if self._is_writer:
             try:
@@ -75,10 +78,18 @@ class Kept:
         return self._answers[key]
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers (JSON values) by key; on return they are on the disk."""
+        """Keep answers (JSON values) by key; on return they are on the disk, or wait for the next ones if it is full."""
         self._answers.update(answers)
-        if self._is_writer and answers:
-            self._append([{"key": key, "answer": answer} for key, answer in answers.items()])
+        if not self._is_writer or not answers:
+            return
+        self._unwritten += [{"key": key, "answer": answer} for key, answer in answers.items()]
+        try:
+            self._append(self._unwritten)
+        except OSError as error:
+            # An hour of answers is worth more than the file that would save them from a kill.
+            self.problem = f"{self.path}: answers are not kept ({error.strerror}); make room, or the folder writable"
+        else:
+            self._unwritten, self.problem = [], ""
 
     def _open(self, header: dict[str, Any]) -> None:
         assert self.path is not None
@@ -102,6 +113,8 @@ class Kept:
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         # What a model writes may hold halves of surrogate pairs, which UTF-8 has no bytes for.
         with open(self.path, "ab") as file:
+            if self.problem:
+                file.write(b"\n")  # after what a failure may have left of a line
             file.write(text.encode("utf-8", errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())

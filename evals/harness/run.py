@@ -47,8 +47,11 @@ def check_suites(
     policy: Policy | None = None,
     max_length: int | None = None,
     max_new_tokens: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[LoadedTask]:
     """Everything that evaluation would refuse, before a model is there; the loaded tasks, for `evaluate_tasks`.
+
+    `say` is told when programs will run without isolation.
 
     Raises:
         EvalError: what `load_tasks` refuses, or a machine that cannot isolate programs.
@@ -57,7 +60,8 @@ def check_suites(
     if any(task.is_code for task in tasks):
         from evals.code.sandbox import check
 
-        check(policy or Policy())
+        if warning := check(policy or Policy()):
+            say(f"WARNING: {warning}")
     return tasks
 
 

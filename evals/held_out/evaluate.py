@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 
 from evals.config import TaskConfig
 from evals.errors import EvalError
 from evals.held_out import bits_per_byte, continuation_choice
-from evals.scoring.rows import Encode, Example, Row, fingerprint
+from evals.scoring.rows import Encode, Example, fingerprint
+from evals.scoring.scorer import Answer, Scorer
+from evals.scoring.stopping import Stopped
 
 TASKS: dict[str, Any] = {"bits_per_byte": bits_per_byte, "continuation_choice": continuation_choice}
 """Kind of task -> module with `build`, `summarize`, `summarize_posterior`, METRIC and HIGHER_IS_BETTER."""
@@ -30,7 +31,7 @@ def evaluate(
     bos_id: int,
     tasks: Mapping[str, TaskConfig],
     seq_len: int,
-    batch_rows: int,
+    batch_tokens: int,
     device: torch.device | str,
     rank: int = 0,
     world_size: int = 1,
@@ -43,20 +44,19 @@ def evaluate(
 
     With `world_size` > 1 this is a collective: every rank calls it with the same arguments and does the same number of
     forwards (a ZeRO-3 forward gathers parameters from all ranks), and every rank returns all scores. Scores do not
-    depend on world size or batch_rows beyond floating-point noise.
+    depend on world size or batch_tokens beyond floating-point noise.
 
     With `posterior_samples` = k > 0, all rows are scored k more times, once under each draw of the weights, and a
     task's `posterior` judges the average prediction. All else in a result is about the model as it is (with an adapter,
     its posterior mean), so results with and without draws can be compared.
 
     Args:
-        model: called as `model(input_ids=, attention_mask=, use_cache=False).logits`: a Hugging Face causal LM or a
-            DeepSpeed engine around one.
+        model: a Hugging Face causal LM, or a DeepSpeed engine around one; see evals.scoring.scorer.
         encode: text -> token ids, without special tokens.
         bos_id: id of the beginning-of-text token.
         tasks: tasks by name.
         seq_len: tokens in the longest model input.
-        batch_rows: rows per forward on each rank.
+        batch_tokens: tokens per forward on each rank, padding included.
         device: where the inputs go.
         rank: this process.
         world_size: processes that call this together.
@@ -80,20 +80,19 @@ def evaluate(
         )
     examples = {name: _build(name, task, encode, bos_id, seq_len) for name, task in tasks.items()}
     rows = [row for task_examples in examples.values() for example in task_examples for row in example.rows]
-    batches = _deal(rows, rank, world_size, batch_rows)
+    scorer = Scorer(
+        model=model, device=device, pad_id=bos_id, max_length=seq_len, batch_tokens=batch_tokens, rank=rank,
+        world_size=world_size, should_stop=should_stop,
+    )  # fmt: skip
     draws: Sequence[int | None] = (None, *range(posterior_samples))
-    forwards = [(draw, batch) for draw in draws for batch in batches]
-    scores: dict[int | None, dict[int, float]] = {draw: {} for draw in draws}
-    with _eval_mode(model), torch.no_grad():
-        for done, (draw, batch) in enumerate(forwards, start=1):
-            if should_stop is not None and should_stop():
+    scores = []
+    for number, draw in enumerate(draws):
+        with nullcontext() if draw is None or sampled is None else sampled(draw):
+            try:
+                scores.append(dataclasses.replace(scorer, progress=_part(progress, number, len(draws))).score(rows))
+            except Stopped:
                 return None
-            with nullcontext() if draw is None or sampled is None else sampled(draw):
-                values = row_loglikelihoods(model, [rows[index] for index in batch], pad_id=bos_id, device=device)
-            scores[draw].update(zip(batch, values, strict=True))
-            if progress is not None and rank == 0:
-                progress(done, len(forwards))
-    joined = [_by_task(examples, _join(scores[draw], len(rows), world_size)) for draw in draws]
+    joined = [_by_task(examples, answers) for answers in scores]
     return {
         name: _result(tasks[name], examples[name], joined[0][name], [draw[name] for draw in joined[1:]])
         for name in tasks
@@ -110,29 +109,6 @@ def check_tasks(tasks: Mapping[str, TaskConfig], *, encode: Encode, bos_id: int,
         _build(name, task, encode, bos_id, seq_len)
 
 
-def row_loglikelihoods(
-    model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, device: torch.device | str
-) -> list[float]:
-    """Score rows in one forward: log p(row.ids[row.first:] | row.ids[:row.first]) in nats for each.
-
-    Rows are padded on the right, where causal attention cannot see the padding. Only the logits of scored positions are
-    turned into fp32 log-probabilities, one row at a time.
-    """
-    width = max(len(row.ids) for row in rows) - 1
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
-        attention_mask[index, : len(row.ids) - 1] = 1
-    logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False).logits
-    sums = []
-    for row, row_logits in zip(rows, logits, strict=True):
-        targets = torch.tensor(row.ids[row.first :], device=row_logits.device)
-        scored = row_logits[row.first - 1 : len(row.ids) - 1].float()
-        sums.append(-F.cross_entropy(scored, targets, reduction="none").double().sum())
-    return [float(value) for value in torch.stack(sums).tolist()]
-
-
 def _build(name: str, task: TaskConfig, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
     if task.kind not in TASKS:
         raise EvalError(f"task {name!r}: {task.kind!r} is not a kind of task; use one of {', '.join(TASKS)}")
@@ -143,35 +119,17 @@ def _build(name: str, task: TaskConfig, encode: Encode, bos_id: int, seq_len: in
     return examples
 
 
-def _deal(rows: Sequence[Row], rank: int, world_size: int, batch_rows: int) -> list[list[int]]:
-    """This rank's batches of row indices: as many on every rank, of nearly the same lengths, longest first.
-
-    Longest first, so that a batch that does not fit into memory fails at once. A rank that has run out of rows scores
-    the shortest one again; its score is the same wherever it is computed.
-    """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids), reverse=True)
-    most = -(-len(order) // world_size)
-    mine = order[rank::world_size]
-    batches = [mine[start : start + batch_rows] for start in range(0, most, batch_rows)]
-    return [batch or [order[-1]] for batch in batches]
+def _part(progress: Callable[[int, int], None] | None, number: int, parts: int) -> Callable[[int, int], None] | None:
+    """Progress in one of several equal parts, told as progress in the whole."""
+    if progress is None:
+        return None
+    return lambda done, count: progress(number * count + done, parts * count)
 
 
-def _join(scores: dict[int, float], num_rows: int, world_size: int) -> list[float]:
-    parts: list[dict[int, float]] = [scores]
-    if world_size > 1:
-        parts = [{} for _ in range(world_size)]
-        dist.all_gather_object(parts, scores)
-    joined: dict[int, float] = {}
-    for part in parts:
-        joined.update(part)
-    assert len(joined) == num_rows, (len(joined), num_rows)
-    return [joined[index] for index in range(num_rows)]
-
-
-def _by_task(examples: Mapping[str, list[Example]], loglikelihoods: list[float]) -> dict[str, list[list[float]]]:
+def _by_task(examples: Mapping[str, list[Example]], answers: list[Answer]) -> dict[str, list[list[float]]]:
     """The log-likelihoods of all rows in order, as {task: for each example, those of its rows}."""
-    values = iter(loglikelihoods)
-    return {name: [[next(values) for _ in ex.rows] for ex in of_task] for name, of_task in examples.items()}
+    values = iter(answers)
+    return {name: [[next(values).loglikelihood for _ in ex.rows] for ex in of] for name, of in examples.items()}
 
 
 def _result(
@@ -192,15 +150,3 @@ def _result(
         **posterior,
         **kind.summarize(task, examples, loglikelihoods),
     }
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    # Mode by mode: a part that was in eval mode during training (a frozen dropout) must stay so.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

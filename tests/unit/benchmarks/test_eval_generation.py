@@ -11,6 +11,7 @@ from benchmarks.eval_generation import (
     CODE_STOP,
     Case,
     code_prompts,
+    end_texts,
     make_model,
     make_tokenizer,
     ours,
@@ -31,7 +32,7 @@ def test_texts_tokens_and_forwards_are_counted(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(eval_generation, "MAX_LENGTH", 256)
     prompts = [text[:100] for text in code_prompts(tmp_path)[:2]]
     tokenizer = make_tokenizer(prompts, 300)
-    model = make_model(len(tokenizer), tokenizer.eos_token_id, is_small=True)
+    model = make_model(len(tokenizer), is_small=True)
     case = Case(name="x", prompts=prompts, samples=2, temperature=0.2, top_p=0.95, max_new_tokens=4, stop=CODE_STOP)
     found = timed(ours(model, tokenizer), case, model, tokenizer)
     assert len(found["texts"]) == 4
@@ -43,7 +44,7 @@ def test_texts_tokens_and_forwards_are_counted(tmp_path: Path, monkeypatch: pyte
 def test_texts_end_before_they_are_as_long_as_they_may_be(tmp_path: Path) -> None:
     prompts = [text[:60] for text in code_prompts(tmp_path)[:3]]
     tokenizer = make_tokenizer(prompts, 300)
-    model = make_model(len(tokenizer), tokenizer.eos_token_id, is_small=True)
+    model = make_model(len(tokenizer), is_small=True)
     case = Case(name="x", prompts=prompts, samples=2, temperature=1.0, top_p=1.0, max_new_tokens=20, stop=())
     end_texts(model, tokenizer, case)
     texts = ours(model, tokenizer)(case)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EvalError, match=r"kept.jsonl: answers cannot be kept there .*; make the folder writable"):
         Kept(tmp_path / "file" / "kept.jsonl", IDENTITY)
+
+
+def test_answers_wait_in_memory_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kept.jsonl"
+    kept = Kept(path, {"model": "a"})
+    kept.add({"one": 1})
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        kept.add({"two": 2})
+    assert kept.problem == f"{path}: answers are not kept (No space left on device); make room, or the folder writable"
+    assert kept["two"] == 2
+    # A part of a line, as a disk that fills up leaves it.
+    with path.open("ab") as file:
+        file.write(b'{"key": "tw')
+    kept.add({"three": 3})
+    assert kept.problem == ""
+    again = Kept(path, {"model": "a"})
+    assert [again[key] for key in ("one", "two", "three")] == [1, 2, 3]
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
