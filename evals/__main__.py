@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens in the longest model input (default: the model's; at most 1024 for held-out text)",
     )
     run.add_argument(
-        "--batch-tokens", type=int, default=8192, help="tokens per forward, padding included (default: %(default)s)"
+        "--batch-tokens", type=int, help="tokens per forward, padding included (default: 8192 on a GPU, 1024 on a CPU)"
     )
     run.add_argument("--max-examples", type=int, default=200, help="examples per --task (default: %(default)s)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")

@@ -87,7 +87,7 @@ def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
             device=device,
             pad_id=codec.bos_id,
             max_length=_harness_length(request, found),
-            batch_tokens=request.batch_tokens,
+            batch_tokens=_batch_tokens(request, device),
             rank=place.rank,
             world_size=place.size,
         )
@@ -147,7 +147,7 @@ def _files(path: Path) -> list[Path]:
 
 def _checked(request: Request, found: ModelFolder, place: Place) -> tuple[list[LoadedTask], Policy]:
     """Everything that would be refused, before the model is loaded; the harness's tasks, loaded."""
-    config = EvalConfig(tasks=dict(request.tasks), batch_tokens=request.batch_tokens)
+    config = EvalConfig(tasks=dict(request.tasks), batch_tokens=_batch_tokens(request, request.device))
     limit, seq_len = found.max_positions, request.seq_len
     problems = [*config.problems(), *config.seq_len_problems(_held_out_length(request, found))]
     if seq_len is not None and (seq_len < 1 or (limit is not None and seq_len > limit)):
@@ -178,6 +178,12 @@ def _checked(request: Request, found: ModelFolder, place: Place) -> tuple[list[L
     return loaded, policy
 
 
+def _batch_tokens(request: Request, device: str) -> int:
+    if request.batch_tokens is not None:
+        return request.batch_tokens
+    return 1024 if device == "cpu" else 8192
+
+
 def _harness_length(request: Request, found: ModelFolder) -> int:
     return request.seq_len or found.max_positions or HELD_OUT_LENGTH
 
@@ -203,7 +209,7 @@ def _held_out(
         bos_id=codec.bos_id,
         tasks=request.tasks,
         seq_len=seq_len,
-        batch_tokens=request.batch_tokens,
+        batch_tokens=_batch_tokens(request, device),
         device=device,
         rank=place.rank,
         world_size=place.size,

@@ -33,8 +33,8 @@ class Request:
     """The tokenizer's file or folder; None = the model's folder."""
     seq_len: int | None = None
     """Tokens in the longest model input; None = the model's, and HELD_OUT_LENGTH for held-out text."""
-    batch_tokens: int = 8192
-    """Tokens per forward, padding included."""
+    batch_tokens: int | None = None
+    """Tokens per forward, padding included; None = 8192 on a GPU, and 1024 on a CPU, which is slower with more."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
     dtype: str = "float32"

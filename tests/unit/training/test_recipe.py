@@ -678,6 +678,8 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
                 place = place / "part-0.jsonl"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text('{"id": "0", "text": "a"}\n')
+        elif name == "eval.data_dir":
+            place.mkdir(parents=True, exist_ok=True)
     overrides = [] if adapter is None or "base" not in table.get("model", {}) else ["--adapter.kind", adapter]
     for world_size in (1, 2):
         config: Config = load_config(copied, overrides, world_size=world_size)
