@@ -3,7 +3,7 @@
 Independent units (documents; questions where each is its own) are drawn with replacement. How often each is drawn in
 each of the draws is a matrix that depends on the number of units alone, so a task's draws are a product with it. The
 interval is that of the percentiles (Efron & Tibshirani 1993, section 13.3). For one comparison that matters, use
-`evals.arithmetic.bootstrap`, which draws for that one, ten times as often, and corrects for bias and skew.
+`evals.arithmetic.bootstrap`, which draws for that one, ten times as often.
 """
 
 from __future__ import annotations

@@ -17,11 +17,9 @@ from evals.arithmetic.forgetting import UNITS, Changes, Estimate, average, chang
 from evals.collect.intervals import draw, percentiles
 from evals.collect.rounding import rounded
 from evals.errors import EvalError
-from evals.report.methods import METRICS
+from evals.report.methods import METRICS, averaged, forgetting_suite
 from evals.results import SCHEMA, read_result
 
-FORGETTING = ("hellaswag", "arc_challenge", "winogrande")
-"""Tasks whose mean score is the study's forgetting average (arXiv 2405.09673, section 3.3)."""
 KEPT = (
     "domain",
     "suite",
@@ -139,7 +137,9 @@ def quick_changes(name: str, start: Evaluation, now: Evaluation) -> Changes | No
     """What `changes` gives, for the usual case: an accuracy of the same examples in the same order; None for any other."""
     before, after = start.tasks[name], now.tasks[name]
     old, new = start.credits(name), now.credits(name)
-    if old is None or new is None or old.ids != new.ids or before.get("fingerprint") != after.get("fingerprint"):
+    if old is None or new is None or old.ids != new.ids:
+        return None
+    if any(before.get(key) != after.get(key) for key in ("fingerprint", "harness")):
         return None
     deltas = new.values - old.values if before.get("higher_is_better") else old.values - new.values
     return Changes("accuracy", old.ids, deltas, np.ones(len(deltas)), old.ids, before.get("fingerprint") or "")
@@ -201,8 +201,7 @@ def _mean_gain(gains: Sequence[_Gain]) -> Estimate:
 
 def _effects(metric: str, tasks: Mapping[str, Mapping[str, Any]], gains: Mapping[str, _Gain]) -> dict[str, Any]:
     """`learned` and `forgotten` in a metric, over the tasks of the new and of the old domain; None without such a task."""
-    counted = without_subsets(gains)
-    new, old = ([gains[name] for name in counted if _is_of(tasks[name], domain, metric)] for domain in ("new", "old"))
+    new, old = ([gains[name] for name in averaged(tasks, gains, domain, metric)] for domain in ("new", "old"))
     return {
         "learned": _mean_gain(new).as_dict() if new else None,
         "forgotten": _mean_gain(old).negated().as_dict() if old else None,
@@ -210,9 +209,8 @@ def _effects(metric: str, tasks: Mapping[str, Mapping[str, Any]], gains: Mapping
 
 
 def _forgetting_average(tasks: Mapping[str, Mapping[str, Any]], counted: Iterable[str]) -> float | None:
-    """The study's mean of FORGETTING; None unless all three were scored."""
-    scores = {name.partition("@")[0].partition(":")[0]: _score(tasks[name]) for name in counted}
-    return _mean([scores.get(name) for name in FORGETTING])
+    """The study's mean of three tasks (arXiv 2405.09673, section 3.3); None unless all of them were scored."""
+    return _mean([_score(tasks[name]) for name in forgetting_suite(tasks, counted)])
 
 
 def _calibration(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> dict[str, float | None]:

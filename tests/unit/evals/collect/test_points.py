@@ -111,10 +111,32 @@ def test_a_larger_part_of_a_task_counts_alone() -> None:
 
 
 def test_forgetting_average_needs_all_three() -> None:
-    three = {"hellaswag_at_200": entry([1, 1]), "arc_challenge": entry([1, 0]), "winogrande:5": entry([0, 0])}
+    three = {
+        "hellaswag_at_200": entry([1, 1], harness={"task": "hellaswag"}),
+        "arc_challenge": entry([1, 0], harness={"task": "arc_challenge"}),
+        "winogrande:5": entry([0, 0], harness={"task": "winogrande"}),
+    }
     assert summarize(evaluation(**three), None)["forgetting_average"] == 0.5
     del three["arc_challenge"]
     assert summarize(evaluation(**three), None)["forgetting_average"] is None
+
+
+def test_other_old_tasks_do_not_change_what_was_forgotten_of_the_whole_suite() -> None:
+    names = ("hellaswag", "arc_challenge", "winogrande", "piqa")
+    start = evaluation(**{name: entry([1, 1], harness={"task": name}) for name in names})
+    now = evaluation(**{name: entry([1, 0], harness={"task": name}) for name in names[:3]},
+                     piqa=entry([0, 0], harness={"task": "piqa"}))  # fmt: skip
+    assert summarize(now, start)["effects"]["accuracy"]["forgotten"]["value"] == 0.5
+    del now.tasks["hellaswag"]
+    assert summarize(now, start)["effects"]["accuracy"]["forgotten"]["value"] == pytest.approx(2 / 3)
+
+
+def test_another_protocol_is_not_paired() -> None:
+    start = evaluation(piqa=entry([1, 1], harness={"task": "piqa", "metric": "acc"}))
+    now = evaluation(piqa=entry([1, 0], harness={"task": "piqa", "metric": "acc_norm"}))
+    found = summarize(now, start)
+    assert found["tasks"]["piqa"]["change"] is None
+    assert found["notes"]
 
 
 def test_mean_change_of_tasks_of_equal_size() -> None:
