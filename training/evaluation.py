@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.encoding.tokenizer import Tokenizer
 from evals import check_tasks, evaluate
 from evals.code.policy import Policy
 from evals.config import EvalConfig, TaskConfig
 from evals.errors import EvalError
-from evals.harness.specs import TaskSpec
 from evals.scoring.scorer import Scorer
 from evals.scoring.stopping import Stopped
 from training.boundary import Boundary
@@ -26,13 +25,29 @@ from training.record.unwritten import Unwritten
 from training.watch.display import Display
 from training.watch.monitors import Monitors
 
+if TYPE_CHECKING:
+    from evals.harness.tasks import LoadedTask
 
-def check_inputs(tokenizer: Tokenizer, config: Config, say: Callable[[str], None] = print) -> None:
-    """Refuse a tokenizer that doesn't fit the model or the tasks, and held-out files that no task can be made of.
+
+class Suites(NamedTuple):
+    """Tasks of lm-evaluation-harness, with their data."""
+
+    on_the_way: tuple[LoadedTask, ...] = ()
+    """Scored whenever the model is."""
+    at_the_ends: tuple[LoadedTask, ...] = ()
+    """Scored before training and at its end, too."""
+
+
+def check_inputs(tokenizer: Tokenizer, config: Config, say: Callable[[str], None] = print) -> Suites:
+    """Refuse a tokenizer that doesn't fit the model or the tasks, held-out files that no task can be made of, and suites
+    without their data.
+
+    Returns:
+        the suites' tasks with their data, which may be away later.
 
     Raises:
         ConfigError: naming every setting the tokenizer contradicts.
-        EvalError: naming the file and line, now and not at the end of the run.
+        EvalError: naming the file and line, or every task that cannot be scored, now and not at the end of the run.
     """
     problems = []
     vocab = config.vocab_size()
@@ -49,17 +64,40 @@ def check_inputs(tokenizer: Tokenizer, config: Config, say: Callable[[str], None
     if config.eval.tasks:
         assert tokenizer.bos_id is not None
         check_tasks(config.eval.tasks, encode=tokenizer.encode, bos_id=tokenizer.bos_id, seq_len=config.data.seq_len)
-    if specs := config.eval.specs(is_end=True):
-        from evals.harness.run import check_suites
+    return load_suites(config, say)
 
-        check_suites(
-            specs,
-            data_dir=config.eval.data_dir,
-            policy=policy_of(config.eval),
-            max_length=max_length(config),
-            max_new_tokens=config.eval.max_new_tokens,
-            say=say,
-        )
+
+def load_suites(config: Config, say: Callable[[str], None]) -> Suites:
+    """The tasks of the suites.
+
+    Raises:
+        EvalError: of both lists, every task that cannot be scored.
+    """
+    on_the_way = config.eval.specs(is_end=False)
+    at_the_ends = [spec for spec in config.eval.specs(is_end=True) if spec not in on_the_way]
+    if not (on_the_way or at_the_ends):
+        return Suites()
+    # Imported here: the referee takes seconds to load.
+    from evals.harness.run import check_suites
+
+    loaded, problems = [], []
+    for specs in (on_the_way, at_the_ends):
+        try:
+            tasks = check_suites(
+                specs,
+                data_dir=config.eval.data_dir,
+                policy=policy_of(config.eval),
+                max_length=max_length(config),
+                max_new_tokens=config.eval.max_new_tokens,
+                say=say,
+            )
+        except EvalError as error:
+            problems.append(str(error))
+        else:
+            loaded.append(tuple(tasks))
+    if problems:
+        raise EvalError("\n".join(problems))
+    return Suites(*loaded)
 
 
 def max_length(config: Config) -> int:
@@ -84,12 +122,13 @@ class Evaluation:
         boundary: Boundary,
         monitors: Monitors,
         unwritten: Unwritten | None = None,
+        suites: Suites | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
         self._display, self._boundary, self._monitors = display, boundary, monitors
         self._unwritten = unwritten or Unwritten(display.say)
         self._scores = Scores(config.run.dir)
-        self._loaded: dict[tuple[TaskSpec, ...], list[Any]] = {}
+        self._suites = suites or Suites()
 
     def is_due(self, step: int) -> bool:
         """Whether the model is to be scored after `step` steps: first, last, and every eval.every_steps in between."""
@@ -107,22 +146,29 @@ class Evaluation:
     def run(self, progress: Progress) -> bool:
         """Score the model now unless that was done before; return False when asked to stop meanwhile."""
         step, world = progress.step, self._engine.world
-        wanted = self._config.eval
         is_done, others = distributed.from_rank_0(lambda: (self._scores.has(step), self._scores.of_jobs(step)), world)
-        tasks = {name: task for name, task in wanted.tasks.items() if name not in others}
+        tasks = {name: task for name, task in self._config.eval.tasks.items() if name not in others}
         is_end = step in (0, self._config.train.steps)
-        specs = [spec for spec in wanted.specs(is_end=is_end) if spec.name not in others]
-        if is_done or not (tasks or specs):
+        asked = (*self._suites.on_the_way, *(self._suites.at_the_ends if is_end else ()))
+        suites = [task for task in asked if task.spec.name not in others]
+        if is_done or not (tasks or suites):
             return True
         began = time.perf_counter()
         try:
-            results = self._held_out(tasks, step) | self._suites(specs, step)
+            results = self._held_out(tasks, step)
+            try:
+                results |= self._answered(suites, progress)
+            except EvalError as error:
+                if step == 0:
+                    raise
+                # What was trained is worth more than these scores; a job of their own can make up for them.
+                self._display.say(f"WARNING: suites are not scored after step {step}: {error}")
         except Stopped:
             return False
         finally:
             seconds = time.perf_counter() - began
             progress.eval_seconds += seconds
-        if world.rank == 0:
+        if world.rank == 0 and results:
             self._scores.add(step, results, seconds)
             self._unwritten.write(self._scores)
             self._monitors.write_scores(step, results)
@@ -155,33 +201,28 @@ class Evaluation:
             raise Stopped
         return results
 
-    def _suites(self, specs: list[TaskSpec], step: int) -> dict[str, Any]:
-        """Tasks of lm-evaluation-harness; what has been answered when the run is stopped is not asked again."""
-        if not specs:
+    def _answered(self, tasks: Sequence[LoadedTask], progress: Progress) -> dict[str, Any]:
+        """Entries of the referee's tasks; what has been answered when the run is stopped is not asked again."""
+        if not tasks:
             return {}
-        # Imported here: the referee takes seconds to load.
         from evals.encoder import load_codec
         from evals.harness.kept import Kept
         from evals.harness.run import evaluate_tasks
-        from evals.harness.tasks import load_tasks
 
-        config, world = self._config, self._engine.world
-        longest = max_length(config)
-        tasks = self._loaded.get(tuple(specs)) or load_tasks(
-            specs, data_dir=config.eval.data_dir, max_length=longest, max_new_tokens=config.eval.max_new_tokens
-        )
-        self._loaded[tuple(specs)] = tasks
-        identity = {"step": step, "base": config.model.base, "precision": config.train.precision}
+        config, world, step = self._config, self._engine.world, progress.step
         scorer = Scorer(
             model=self._engine.placement.model,
             device=self._engine.device,
             pad_id=0,
-            max_length=longest,
+            max_length=max_length(config),
             batch_tokens=config.eval.batch_tokens,
             rank=world.rank,
             world_size=world.size,
             should_stop=partial(self._boundary.cross, f"suites after step {step}"),
         )
+        # After a spike the same step comes again with other data before it.
+        identity = {"step": step, "data_hash": progress.data_hash, "base": config.model.base,
+                    "precision": config.train.precision, "max_length": scorer.max_length}  # fmt: skip
         try:
             kept = Kept(self._scores.kept(step), identity, rank=world.rank, world_size=world.size)
         except EvalError as error:

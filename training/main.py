@@ -141,7 +141,7 @@ def run(
     try:
         open_log(command.config.run.dir, world.rank)
         tokenizer = load_tokenizer(command.config.data.tokenizer, command.config.data.tokenizer_engine)
-        check_inputs(tokenizer, command.config, display.say)
+        suites = check_inputs(tokenizer, command.config, display.say)
     except USER_ERRORS as error:
         problem = error
     display.say(f"starting {world.size} rank(s), {method(command.config)}, in {command.config.run.dir}")
@@ -199,7 +199,7 @@ def run(
         display.say(f"resuming after step {progress.step} of {config.train.steps}")
     monitors = Monitors(config, rank=world.rank, first_step=progress.step, say=display.say, unwritten=record.unwritten)
     on_exit.callback(monitors.close)
-    evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors, record.unwritten)
+    evaluation = Evaluation(engine, tokenizer, config, display, boundary, monitors, record.unwritten, suites)
     record.cut_metrics(progress.step)
     evaluation.drop_after(progress.step)
     record.update(**progress.as_dict(), data=saver.data_counts(), last_checkpoint=saver.saved_step)

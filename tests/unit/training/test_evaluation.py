@@ -11,11 +11,12 @@ import pytest
 
 from evals.config import EvalConfig, TaskConfig
 from evals.errors import EvalError
+from evals.harness.specs import parse_specs
 from evals.scoring.stopping import Stopped
 from tests.unit.training.minimal import minimal_config
 from training import evaluation
 from training.config import Config
-from training.evaluation import Evaluation, check_inputs
+from training.evaluation import Evaluation, Suites, check_inputs
 from training.progress import Progress
 from training.recipe import ConfigError
 from training.record.unwritten import Unwritten
@@ -123,7 +124,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     )
     given: dict[str, Any] = {}
     config.run.dir.mkdir()
-    monkeypatch.setattr(evaluation, "evaluate", lambda model, **settings: given.update(settings) or {})
+    monkeypatch.setattr(evaluation, "evaluate", lambda model, **settings: given.update(settings) or {"old_bits": {}})
     adapter = None if kind == "none" else FakeAdapter()
     engine: Any = SimpleNamespace(
         world=SimpleNamespace(rank=0, size=1), adapter=adapter, placement=SimpleNamespace(model=None), device="cpu"
@@ -134,7 +135,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False)
     encoder: Any = SimpleNamespace(bos_id=1, encode=list)
     assert Evaluation(engine, encoder, config, unused, unused, monitors, Unwritten(print)).run(Progress())
-    assert shown == [(0, {})]
+    assert shown == [(0, {"old_bits": {}})]
     assert given["posterior_samples"] == passed
     if passed:
         assert adapter is not None
@@ -153,14 +154,17 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         asked["tasks"] += tasks
         return {name: {"score": 1.0} for name in tasks}
 
-    def suites(self: Evaluation, specs: Any, step: int) -> Any:
-        asked["suites"] += [spec.name for spec in specs]
-        return {spec.name: {"score": 0.5} for spec in specs}
+    def suites(self: Evaluation, tasks: Any, progress: Progress) -> Any:
+        asked["suites"] += [task.spec.name for task in tasks]
+        return {task.spec.name: {"score": 0.5} for task in tasks}
 
     monkeypatch.setattr(evaluation, "evaluate", held_out)
-    monkeypatch.setattr(Evaluation, "_suites", suites)
+    monkeypatch.setattr(Evaluation, "_answered", suites)
     monkeypatch.setattr(evaluation.distributed, "from_rank_0", lambda compute, world: compute())
     return asked
+
+
+said: list[str] = []
 
 
 def with_suites(tmp_path: Path) -> tuple[Evaluation, Path]:
@@ -173,7 +177,12 @@ def with_suites(tmp_path: Path) -> tuple[Evaluation, Path]:
     unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False, write_scores=lambda step, results: None)
     encoder: Any = SimpleNamespace(bos_id=1, encode=list)
     config = dataclasses.replace(config, eval=wanted)
-    return Evaluation(engine, encoder, config, unused, unused, unused, Unwritten(print)), config.run.dir / "evals"
+    specs = [wanted.specs(is_end=False), parse_specs(wanted.final_suites)]
+    suites = Suites(*(tuple(SimpleNamespace(spec=spec) for spec in each) for each in specs))  # type: ignore[arg-type]
+    unused.say = said.append
+    return (
+        Evaluation(engine, encoder, config, unused, unused, unused, Unwritten(print), suites), config.run.dir / "evals"
+    )  # fmt: skip
 
 
 def test_final_suites_are_scored_at_both_ends_only(tmp_path: Path, scored: dict[str, list[str]]) -> None:
@@ -205,11 +214,39 @@ def test_what_a_job_of_its_own_has_scored_is_not_scored_again(tmp_path: Path, sc
 def test_a_stop_within_a_suite_leaves_the_step_to_be_scored(
     tmp_path: Path, scored: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: Evaluation, specs: Any, step: int) -> Any:
+    def stopped(self: Evaluation, tasks: Any, progress: Progress) -> Any:
         raise Stopped
 
-    monkeypatch.setattr(Evaluation, "_suites", stopped)
+    monkeypatch.setattr(Evaluation, "_answered", stopped)
     (scoring, folder), progress = with_suites(tmp_path), Progress(step=5)
     assert not scoring.run(progress)
     assert not (folder / "5.json").exists()
     assert progress.eval_seconds > 0
+
+
+def test_suites_that_fail_on_the_way_do_not_end_the_run(
+    tmp_path: Path, scored: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Evaluation, tasks: Any, progress: Progress) -> Any:
+        raise EvalError("programs cannot be isolated")
+
+    monkeypatch.setattr(Evaluation, "_answered", failing)
+    (scoring, folder), progress = with_suites(tmp_path), Progress()
+    # Nothing is lost yet.
+    with pytest.raises(EvalError, match="programs cannot be isolated"):
+        scoring.run(progress)
+    for step in (5, 20):
+        progress.step = step
+        said.clear()
+        assert scoring.run(progress)
+        assert said == [f"WARNING: suites are not scored after step {step}: programs cannot be isolated"]
+        assert list(json.loads((folder / f"{step}.json").read_text())["tasks"]) == ["old_bits"]
+
+
+def test_all_suites_that_cannot_be_scored_are_named_at_once(tmp_path: Path) -> None:
+    config = random_model(tmp_path)
+    wanted = EvalConfig(suites=("helaswag",), final_suites=("helaswag", "winogrand"), data_dir=tmp_path)
+    with pytest.raises(EvalError) as caught:
+        check_inputs(tokenizer(8, 1), dataclasses.replace(config, eval=wanted))
+    assert "did you mean hellaswag" in str(caught.value)
+    assert "did you mean winogrande" in str(caught.value)
