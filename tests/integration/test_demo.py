@@ -54,7 +54,7 @@ def test_the_story(tmp_path: Path) -> None:
     assert collected["skipped"] == []
     for name in report["methods"]:
         assert [point["step"] for point in by_name[name]["points"]] == [0, 12]
-        ranks = [rank for layer in by_name[name]["rank"]["rank"] for rank in layer if rank is not None]
+        ranks = [rank for layer in by_name[name]["rank_change"]["rank"] for rank in layer if rank is not None]
         assert 1 <= max(ranks) <= (16 if name != "none" else 192)
     assert "<script" in (out / "collected" / "index.html").read_text()
 
