@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evals.agreement import CommonError
 from evals.errors import EvalError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from evals.score_request import Request
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -24,23 +28,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.command(parsed)
+    except CommonError as error:
+        if _is_first():
+            print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     return 0
 
 
+def _is_first() -> bool:
+    """Whether this process is the one of several that tells what all know."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _run(args: argparse.Namespace) -> None:
-    from evals.harness.specs import parse_specs, resampled
     from evals.score_folder import score_folder
-    from evals.score_request import Request, parse_task
     from evals.score_table import notes, table
+
+    try:
+        request = _request(args)
+    except EvalError as error:
+        raise CommonError(str(error)) from error  # all processes read the same command line
+    try:
+        result = score_folder(request)
+    except KeyboardInterrupt:
+        where = f"what was answered is in {request.kept}; start the same command to go on from there"
+        if _is_first():
+            print(
+                f"interrupted; {where if request.kept is not None else 'nothing is kept without --out or --run'}",
+                file=sys.stderr,
+            )
+        raise SystemExit(INTERRUPTED) from None
+    if _is_first():
+        _console().print(table(result))
+        for note in notes(result):
+            print(note)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    from evals.harness.specs import parse_specs, resampled
+    from evals.score_request import Request, parse_task
 
     if (args.run is None) != (args.step is None):
         raise EvalError("--run and --step belong together")
     if not args.task and not args.suite:
         raise EvalError("nothing to score; name a --suite, e.g. forgetting, or a --task on held-out text")
-    request = Request(
+    return Request(
         model=args.model,
         tasks=dict(parse_task(text, args.max_examples) for text in args.task),
         suites=resampled(parse_specs(args.suite), samples=args.samples, temperature=args.temperature),
@@ -58,18 +93,6 @@ def _run(args: argparse.Namespace) -> None:
         run=args.run,
         step=args.step,
     )
-    try:
-        result = score_folder(request)
-    except KeyboardInterrupt:
-        where = f"what was answered is in {request.kept}; start the same command to go on from there"
-        print(
-            f"interrupted; {where if request.kept is not None else 'nothing is kept without --out or --run'}",
-            file=sys.stderr,
-        )
-        raise SystemExit(INTERRUPTED) from None
-    _console().print(table(result))
-    for note in notes(result):
-        print(note)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -158,9 +181,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run",
-        help="score a model on one device",
-        description="Score a model on suites of lm-evaluation-harness and on held-out text. Answers are kept beside the "
-        "result, so an interrupted command can be started again.",
+        help="score a model on suites of benchmarks and on held-out text",
+        description="Score a model on suites of lm-evaluation-harness and on held-out text, on one device or, started with "
+        "torchrun, on one device of each process. Answers are kept beside the result, so an interrupted command can be "
+        "started again.",
     )
     run.add_argument(
         "model", type=Path, metavar="MODEL", help="folder of a Hugging Face model, a PEFT adapter or a run"
@@ -198,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-tokens", type=int, help="tokens per forward, padding included (default: 8192 on a GPU, 1024 on a CPU)"
     )
     run.add_argument("--max-examples", type=int, default=200, help="examples per --task (default: %(default)s)")
-    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    run.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: each process its own GPU where there is one)"
+    )
     run.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)"
     )

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.agreement import gathered, made_by_all
 from evals.config import EvalConfig
 from evals.encoder import FILES, load_codec, tokenizer_file, tokenizer_fingerprint
 from evals.errors import EvalError
 from evals.harness.kept import Kept
 from evals.model_folder import ModelFolder, find_model, load_model
 from evals.ranks import Place, joined, place_in
-from evals.results import SCHEMA, load_run, read_result, result_file, write_json, write_result
+from evals.results import load_run
 from evals.score_request import Request
+from evals.score_result import known_scores, refuse_other_weights, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,15 +51,19 @@ def score_folder(request: Request) -> dict[str, dict[str, Any]]:
 
 
 def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
-    found, asked = find_model(request.model, request.base), request
-    tokenizer = _tokenizer(request, found)
-    known = _known(request)
+    asked = request
+    found, tokenizer = made_by_all(lambda: _found(request), place.size)
+    # The first rank alone reads: another might see a file that was written a moment later.
+    identity, known = gathered(
+        made_by_all(lambda: (found.identity(), known_scores(asked)) if place.rank == 0 else ("", {}), place.size),
+        place.size,
+    )[0]
     request = dataclasses.replace(
         request,
         tasks={name: task for name, task in request.tasks.items() if name not in known},
         suites=[spec for spec in request.suites if spec.name not in known],
     )
-    loaded, policy = _checked(request, found, place)
+    loaded, policy = made_by_all(lambda: _checked(request, found, place), place.size)
     names = [*asked.tasks, *(spec.name for spec in asked.suites), *(task.spec.name for task in loaded)]
     scored = {name: known[name] for name in names if name in known}
     loaded = [task for task in loaded if task.spec.name not in known]
@@ -65,18 +71,17 @@ def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
         _say(place, f"already scored at step {request.step} of {request.run}: {', '.join(scored)}")
     if not request.tasks and not loaded:
         return scored
+    made_by_all(lambda: refuse_other_weights(asked, identity), place.size)
 
     import torch
 
     from evals.harness.run import evaluate_tasks
 
-    codec = load_codec(tokenizer)
     device = request.device
     if device == "auto":
         device = f"cuda:{place.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     begun = time.perf_counter()
-    model = load_model(found, device, getattr(torch, request.dtype))
-    codec = _with_beginning(codec, model, found)
+    model, codec = made_by_all(lambda: _loaded(found, tokenizer, device, request.dtype), place.size)
     result = _held_out(request, model, codec, device, _held_out_length(request, found), place) if request.tasks else {}
     if loaded:
         from evals.scoring.scorer import Scorer
@@ -91,8 +96,13 @@ def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
             rank=place.rank,
             world_size=place.size,
         )
-        identity = _identity(request, found, tokenizer, scorer.max_length)
-        kept = Kept(asked.kept, identity, rank=place.rank, world_size=place.size)
+        depends_on = {
+            "model": identity,
+            "dtype": request.dtype,
+            "max_length": scorer.max_length,
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        }
+        kept = Kept(asked.kept, depends_on, rank=place.rank, world_size=place.size)
         if kept.moved_to is not None:
             _say(
                 place,
@@ -106,18 +116,23 @@ def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
         if kept.problem:
             _say(place, f"WARNING: {kept.problem}")
     if place.rank == 0:
-        _write(asked, result, time.perf_counter() - begun)
+        write_scores(asked, result, identity=identity, seconds=time.perf_counter() - begun)
     return scored | result
 
 
-def _known(request: Request) -> dict[str, Any]:
-    """The run's entries at the step, so far."""
-    if request.run is None or request.step is None:
-        return {}
-    if not (Path(request.run) / "run.json").is_file():
-        raise EvalError(f"{request.run}: no run.json there; give a run's folder with --run")
-    run = load_run(request.run)
-    return dict(run.result(request.step)["tasks"]) if request.step in run.eval_steps else {}
+def _found(request: Request) -> tuple[ModelFolder, Path]:
+    """The model's folder and the tokenizer's file."""
+    found = find_model(request.model, request.base)
+    return found, _tokenizer(request, found)
+
+
+def _loaded(found: ModelFolder, tokenizer: Path, device: str, dtype: str) -> tuple[Any, Codec]:
+    """The model on its device, and its tokenizer."""
+    import torch
+
+    codec = load_codec(tokenizer)
+    model = load_model(found, device, getattr(torch, dtype))
+    return model, _with_beginning(codec, model, found)
 
 
 def _tokenizer(request: Request, found: ModelFolder) -> Path:
@@ -225,26 +240,6 @@ def _with_beginning(codec: Codec, model: Any, found: ModelFolder) -> Codec:
             f"{found.folder}: neither the tokenizer nor config.json names a beginning-of-text token; set bos_token_id"
         )
     return dataclasses.replace(codec, bos_id=bos_id)
-
-
-def _identity(request: Request, found: ModelFolder, tokenizer: Path, max_length: int) -> dict[str, Any]:
-    return {
-        "model": found.identity(),
-        "dtype": request.dtype,
-        "max_length": max_length,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-    }
-
-
-def _write(request: Request, result: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-    if request.run is not None and request.step is not None:
-        path = result_file(request.run, request.step, request.name)
-        # A file of this name holds what an earlier start of the same request has scored.
-        before = read_result(path)["tasks"] if path.is_file() else {}
-        write_result(request.run, step=request.step, tasks={**before, **result}, seconds=seconds, name=request.name)
-    if request.out is not None:
-        content = {"schema": SCHEMA, "step": request.step or 0, "seconds": seconds, "model": request.model}
-        write_json(Path(request.out), {**content, "tasks": result})
 
 
 @contextmanager

@@ -53,9 +53,8 @@ class Request:
     @property
     def name(self) -> str:
         """The name of the result among those of its step: what was asked for."""
-        specs = list(dict.fromkeys(spec.suite or spec.name for spec in self.suites))
-        limits = {spec.examples for spec in self.suites} - {None}
-        joined = "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", part) for part in [*specs, *map(str, limits), *self.tasks])
+        specs = dict.fromkeys(_limited(spec) for spec in self.suites)
+        joined = "-".join(re.sub(r"[^A-Za-z0-9_]+", "-", part) for part in [*specs, *self.tasks])
         return joined if len(joined) <= 80 else f"{joined[:70]}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
 
     @property
@@ -64,6 +63,13 @@ class Request:
         if self.run is not None:
             return Path(self.run) / "evals" / "kept" / f"{self.step}.{self.name}.jsonl"
         return None if self.out is None else Path(self.out).with_suffix(".kept.jsonl")
+
+
+def _limited(spec: TaskSpec) -> str:
+    """The suite or, without one, the task, and how many examples of it."""
+    if spec.suite is None:
+        return spec.name
+    return spec.suite if spec.examples is None else f"{spec.suite}@{spec.examples}"
 
 
 def parse_task(text: str, max_examples: int = 200) -> tuple[str, TaskConfig]:

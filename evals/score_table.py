@@ -9,17 +9,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = ("task", "metric", "score", "chance", "n", "nll", "ece")
+MISSING = "–"
 
 
 def rows(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A row of COLUMNS per task; empty where a task has no such figure."""
+    """A row of COLUMNS per task; empty where a task has no such figure, a dash where its entry should have one."""
     return [
         (
             name,
             _metric(task),
-            _number(task["score"]) + ("" if task.get("stderr") is None else f" ± {task['stderr']:.4f}"),
-            _number(task.get("chance")) if task.get("chance") is not None else "",
-            str(task["n"]),
+            (_number(task["score"]) if "score" in task else MISSING)
+            + ("" if task.get("stderr") is None else f" ± {_number(task['stderr'])}"),
+            _number(task["chance"]) if task.get("chance") is not None else "",
+            str(task.get("n", MISSING)),
             _number(task["nll"]) if "nll" in task else "",
             _number(task["ece"]) if "ece" in task else "",
         )
@@ -48,14 +50,14 @@ def table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 def _metric(task: Mapping[str, Any]) -> str:
     """The harness's own name where it is more than what the entry calls it."""
     harness = task.get("harness") or {}
-    if not harness:
-        return str(task["metric"])
+    if "metric" not in harness:
+        return str(task.get("metric", MISSING))
     suffix = "" if harness.get("filter") in (None, "none") else f", {harness['filter']}"
     return f"{harness['metric']}{suffix}"
 
 
 def _notes(task: Mapping[str, Any]) -> list[str]:
-    found = [f"pass@{k} {value:.4f}" for k, value in (task.get("pass_at_k") or {}).items() if k != "1"]
+    found = [f"pass@{k} {_number(value)}" for k, value in (task.get("pass_at_k") or {}).items() if k != "1"]
     for key, text in (("truncated", "contexts cut to the model's length"), ("not_finite", "answers not finite")):
         if task.get(key):
             found.append(f"{task[key]} {text}")

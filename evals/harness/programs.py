@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
+from queue import SimpleQueue
 from typing import Any
 
+from evals.agreement import gathered, made_by_all
 from evals.code.judge import judge
 from evals.code.policy import Policy
 from evals.code.program import Program, Verdict
 from evals.code.result import summarize
-from evals.errors import EvalError
 from evals.harness.entries import fingerprint, protocol
 from evals.harness.language_model import ScorerLM
 from evals.harness.tasks import LoadedTask
 from evals.scoring.scorer import Scorer
 from evals.scoring.stopping import Stopped
 
-PROGRAMS_AT_ONCE = 256
-"""Programs between two times that ranks exchange verdicts, on each rank."""
+EXCHANGE_SECONDS = 2.0
+"""Time between two exchanges of verdicts among ranks."""
 
 MOST_WORKERS = 8
-"""Programs that run at one time on each machine."""
+"""Programs that run at one time on each rank."""
 
 
 def evaluate_programs(loaded: LoadedTask, lm: ScorerLM, policy: Policy) -> dict[str, Any]:
@@ -69,42 +72,81 @@ def _code(text: str, is_fenced: bool) -> str:
     return text.split("```")[0] if is_fenced else text
 
 
+def workers_of(ranks: Sequence[tuple[str, Sequence[int]]]) -> list[int]:
+    """How many programs each rank runs at one time: its cores, shared with the ranks that have the same ones.
+
+    Args:
+        ranks: the host's name and the numbers of the usable cores, of each rank.
+    """
+    return [max(1, min(MOST_WORKERS, len(cores) // ranks.count((host, cores)))) for host, cores in ranks]
+
+
 def _judged(programs: Sequence[Program], lm: ScorerLM, policy: Policy) -> list[Verdict]:
     """Verdicts on all programs, on all ranks; what was judged before is not judged again.
 
-    Ranks judge their shares of a slice and then exchange verdicts, so that none waits for long.
+    Each rank judges its share in a thread. Every few seconds all exchange what they have found, keep it, and ask whether
+    to stop: programs that never end must not keep a run from being stopped, nor look like a run that hangs.
     """
     scorer = lm.scorer
     keys = [f"verdict {program.key(policy)}" for program in programs]
     missing = {key: program for key, program in zip(keys, programs, strict=True) if key not in lm.kept}
-    todo = list(missing.items())
-    at_once = PROGRAMS_AT_ONCE * scorer.world_size
-    for start in range(0, len(todo), at_once):
-        if scorer.should_stop is not None and scorer.should_stop():
-            raise Stopped
-        part = todo[start : start + at_once]
-        mine = part[scorer.rank :: scorer.world_size]
-        lm.kept.add(_exchanged(mine, scorer, policy))
+    if missing:
+        _raise_if_asked(scorer)
+        share = dict(list(missing.items())[scorer.rank :: scorer.world_size])
+        ranks = gathered((socket.gethostname(), sorted(os.sched_getaffinity(0))), scorer.world_size)
+        with _Judging(share, policy, workers_of(ranks)[scorer.rank]) as judging:
+            while not _is_kept(judging, lm):
+                _raise_if_asked(scorer)
     return [Verdict(**lm.kept[key]) for key in keys]
 
 
-def _exchanged(mine: Sequence[tuple[str, Program]], scorer: Scorer, policy: Policy) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    problem: str | None = None
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", scorer.world_size))
-    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1) // local_ranks)
-    try:
-        verdicts = judge([program for _, program in mine], policy=policy, workers=workers) if mine else []
-        found = {key: asdict(verdict) for (key, _), verdict in zip(mine, verdicts, strict=True)}
-    except EvalError as error:
-        problem = str(error)
-    if scorer.world_size > 1:
-        import torch.distributed as dist
+def _is_kept(judging: _Judging, lm: ScorerLM) -> bool:
+    """Wait a little, keep the verdicts that there are on all ranks by then, and say whether these were the last."""
+    size = lm.scorer.world_size
+    news = gathered(made_by_all(judging.news, size), size)
+    lm.kept.add({key: verdict for found, _ in news for key, verdict in found.items()})
+    return all(is_last for _, is_last in news)
 
-        parts: list[Any] = [None] * scorer.world_size
-        dist.all_gather_object(parts, (found, problem))
-        found = {key: verdict for part, _ in parts for key, verdict in part.items()}
-        problem = next((text for _, text in parts if text is not None), None)
-    if problem is not None:
-        raise EvalError(problem)
-    return found
+
+def _raise_if_asked(scorer: Scorer) -> None:
+    if scorer.should_stop is not None and scorer.should_stop():
+        raise Stopped
+
+
+class _Judging:
+    """Programs that are being judged in a thread. On leaving it judges no more."""
+
+    def __init__(self, programs: Mapping[str, Program], policy: Policy, workers: int) -> None:
+        self._key_of = {program: key for key, program in programs.items()}
+        self._found: SimpleQueue[tuple[str, Verdict]] = SimpleQueue()
+        self._is_left = False
+        self._thread = ThreadPoolExecutor(1)
+        self._all = self._thread.submit(self._judge, policy, workers)
+
+    def news(self) -> tuple[dict[str, Any], bool]:
+        """Verdicts of the last few seconds by key, and whether there will be no more.
+
+        Raises:
+            EvalError: programs cannot be isolated here.
+        """
+        is_last = bool(wait([self._all], timeout=EXCHANGE_SECONDS).done)
+        if is_last:
+            self._all.result()
+        found = dict(self._found.get() for _ in range(self._found.qsize()))
+        return {key: asdict(verdict) for key, verdict in found.items()}, is_last
+
+    def __enter__(self) -> _Judging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_left = True
+        self._thread.shutdown()
+
+    def _judge(self, policy: Policy, workers: int) -> None:
+        if self._key_of:
+            judge(list(self._key_of), policy=policy, workers=workers, finished=self._keep)
+
+    def _keep(self, program: Program, verdict: Verdict) -> None:
+        if self._is_left:
+            raise Stopped  # ends the programs that run
+        self._found.put((self._key_of[program], verdict))

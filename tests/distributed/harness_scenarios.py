@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,21 @@ def evaluate(folder: str) -> dict[str, Any]:
     model = LlamaForCausalLM(config).eval()
     judged: list[str] = []
 
-    def by_text(found: Sequence[Program], **_: Any) -> list[Verdict]:
-        judged.extend(program.source for program in found)
-        return [Verdict(passed=len(p.source) % 2 == 0, reason="passed", seconds=0.0) for p in found]
+    def by_text(found: Sequence[Program], *, finished: Callable[[Program, Verdict], None], **_: Any) -> None:
+        for program in found:
+            judged.append(program.source)
+            finished(program, Verdict(passed=len(program.source) % 2 == 0, reason="passed", seconds=0.0))
 
-    def failing(found: Sequence[Program], **_: Any) -> list[Verdict]:
+    def failing(found: Sequence[Program], **rest: Any) -> None:
         if rank == world_size - 1:
-            raise EvalError("no sandbox on this rank")
-        return by_text(found)
+            raise OSError(12, "no sandbox on this rank")
+        by_text(found, **rest)
 
     tasks = load_tasks(
         parse_specs(["winogrande", "learning-code"]), data_dir=Path(folder), max_length=128, max_new_tokens=4
     )
     scorer = {"model": model, "device": "cpu", "pad_id": 0, "max_length": 128, "rank": rank, "world_size": world_size}
     language_model.ROWS_AT_ONCE = 4
-    programs.PROGRAMS_AT_ONCE = 8
     path, ranks = Path(folder) / f"kept-{world_size}.jsonl", {"rank": rank, "world_size": world_size}
 
     stops = iter([False, True])
@@ -86,12 +86,12 @@ def evaluate(folder: str) -> dict[str, Any]:
     except Stopped:
         stopped = True
     kept = Kept(path, {}, **ranks)
-    programs.judge = failing
+    programs.judge = failing  # type: ignore[assignment]
     try:
         evaluate_tasks(Scorer(**scorer), CODEC, tasks, kept=kept, policy=Policy())  # type: ignore[arg-type]
-    except EvalError as error:
+    except (EvalError, OSError) as error:
         failed = str(error)
-    programs.judge = by_text
+    programs.judge = by_text  # type: ignore[assignment]
     judged.clear()
     again = Kept(path, {}, **ranks)
     result = evaluate_tasks(Scorer(**scorer), CODEC, tasks, kept=again)  # type: ignore[arg-type]

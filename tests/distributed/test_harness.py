@@ -24,7 +24,8 @@ def test_two_ranks_evaluate_like_one(tmp_path: Path) -> None:
     assert first["stopped"]
     assert 0 < first["found"] < 10
     # Where one rank cannot judge, all say so.
-    assert first["failed"] == one["failed"] == "no sandbox on this rank"
+    assert first["failed"] == "rank 1: OSError: [Errno 12] no sandbox on this rank"
+    assert one["failed"] == "[Errno 12] no sandbox on this rank"
     assert first["found_again"] == one["found_again"] == 10 + 2, "rows and texts; no verdicts"
     assert all(shares), "both ranks judge"
     assert not set(shares[0]) & set(shares[1])

@@ -93,6 +93,17 @@ def test_a_checkpoint_and_the_base(tiny_recipe: Path, tmp_path: Path) -> None:
     again = submit(tmp_path, out, "4", "--suite", "forgetting@5")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already scored at step 4") == 1, again.stdout
+    assert again.stdout.count("acc_norm") == 2, "one process prints the table"
+
+    # An interrupted job has kept its answers but has no result; the next one exports the checkpoint anew, and asks nothing.
+    (out / "evals" / "4.forgetting-5.json").unlink()
+    kept = out / "evals" / "kept" / "4.forgetting-5.jsonl"
+    before = kept.read_bytes()
+    resumed = submit(tmp_path, out, "4", "--suite", "forgetting@5")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"going on from {len(before.splitlines()) - 1} answers in {kept}" in resumed.stdout
+    assert kept.read_bytes() == before
+    assert tasks_of(out / "evals" / "4.forgetting-5.json") == found
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

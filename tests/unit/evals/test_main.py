@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from evals.__main__ import main
 from evals.encoder import load_encoder
 from evals.errors import EvalError
 from evals.harness.specs import parse_specs
+from evals.model_folder import find_model
 from evals.results import load_run
 from evals.score_request import Request, parse_task
 
@@ -170,6 +172,7 @@ def test_a_runs_result_is_scored_once(
     assert main(arguments) == 0
     result = json.loads((trained / "evals" / "100.winogrande.json").read_text())
     assert (result["step"], list(result["tasks"])) == (100, ["winogrande"])
+    assert (result["model"], result["identity"]) == (str(model_dir), find_model(model_dir).identity())
     assert (trained / "evals" / "kept" / "100.winogrande.jsonl").is_file()
     monkeypatch.setattr(scoring, "load_model", lambda *_: pytest.fail("it is already scored"))
     capsys.readouterr()
@@ -179,6 +182,45 @@ def test_a_runs_result_is_scored_once(
     assert "0.5000" in shown
     # Both readers of results see it, beside what training wrote.
     assert {"winogrande", "code"} <= load_run(trained).result(100)["tasks"].keys()
+
+
+def test_scores_of_other_weights_are_not_mixed(
+    model_dir: Path, winogrande: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--suite", "winogrande", "--data", winogrande, "--device", "cpu", "--run", trained, "--step", 100]
+    assert main(["run", str(model_dir), *map(str, arguments)]) == 0
+    path = trained / "evals" / "100.winogrande.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"tasks": {"before": content["tasks"]["winogrande"]}}))
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(other)).save_pretrained(other)
+    error = refused(["run", other, *arguments], capsys)
+    assert f"{path}: holds scores of {model_dir}, whose weights are not those of {other}; give the model of st" in error
+    assert main(["run", str(model_dir), *map(str, arguments)]) == 0
+    assert list(json.loads(path.read_text())["tasks"]) == ["before", "winogrande"]
+
+
+def test_help_says_where_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "on one device or, started with torchrun, on one device of each process" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+@pytest.mark.parametrize(("rank", "is_told"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_tells(
+    rank: str, is_told: bool, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert main(["run", str(model_dir), "--step", "3"]) == 2
+    assert ("--run and --step belong together" in capsys.readouterr().err) == is_told
+    # What only one knows, it tells itself.
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main(["run", str(model_dir), "--suite", "piqa"]) == 2
+    assert "WORLD_SIZE" in capsys.readouterr().err
 
 
 def test_another_tokenizer_than_the_runs_is_refused(
@@ -242,8 +284,18 @@ def test_a_long_request_has_a_short_name(tmp_path: Path) -> None:
     names = [f"task_{number}" for number in range(40)]
     request = Request(model=tmp_path, suites=parse_specs(["forgetting@200", *names]), run=tmp_path, step=3)
     assert len(request.name) < 90
-    assert request.name.startswith("forgetting-task_0-task_1")
+    assert request.name.startswith("forgetting-200-task_0-task_1")
     assert Request(model=tmp_path, suites=parse_specs(["forgetting@200"])).name == "forgetting-200"
+
+
+def test_a_name_says_each_limit_once(tmp_path: Path) -> None:
+    def name(*texts: str) -> str:
+        return Request(model=tmp_path, suites=parse_specs(texts)).name
+
+    assert name("arc_challenge:5@5") == "arc_challenge-5-5"
+    assert name("arc_challenge@5") == "arc_challenge-5"
+    assert name("forgetting@5", "piqa@9") == "forgetting-5-piqa-9" != name("forgetting@9", "piqa@5")
+    assert name("forgetting", "learning-code") == "forgetting-learning-code"
 
 
 def test_report_prints_the_table_and_the_page(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from evals import model_folder
 from evals.errors import EvalError
 from evals.model_folder import find_model, load_model
 
@@ -104,13 +110,51 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     assert find_model(tmp_path).max_positions is None
 
 
-def test_the_identity_changes_with_the_files(base: Path, adapter: Path) -> None:
+def test_the_identity_is_the_contents(base: Path, adapter: Path, tmp_path: Path) -> None:
     first = find_model(base).identity()
     assert first == find_model(base).identity() != find_model(adapter).identity()
+    shutil.copytree(base, tmp_path / "copy", copy_function=shutil.copyfile)
     stamp = (base / "model.safetensors").stat().st_mtime_ns + 1_000_000
-    os.utime(base / "model.safetensors", ns=(stamp, stamp))
-    second = find_model(base).identity()
-    assert second != first
+    os.utime(tmp_path / "copy" / "model.safetensors", ns=(stamp, stamp))
+    (tmp_path / "copy" / "README.md").write_text("a copy")
+    assert find_model(tmp_path / "copy").identity() == first
     config = json.loads((base / "config.json").read_text()) | {"rope_theta": 7.0}
     (base / "config.json").write_text(json.dumps(config))
-    assert find_model(base).identity() not in (first, second)
+    assert find_model(base).identity() != first
+
+
+def test_any_other_weight_is_another_identity(base: Path) -> None:
+    known = {find_model(base).identity()}
+    weights = load_file(base / "model.safetensors")
+    for name, weight in weights.items():
+        for changed in (weight.clone().index_fill_(0, torch.tensor([len(weight) - 1]), 9.0), weight[None]):
+            save_file(weights | {name: changed}, base / "model.safetensors", {"format": "pt"})
+            known.add(find_model(base).identity())
+    assert len(known) == 1 + 2 * len(weights)
+
+
+@given(size=st.integers(0, 8 * 2**20) | st.integers(2**28, 2**35))
+def test_pieces_are_spread_over_a_whole_file(size: int) -> None:
+    starts = model_folder._piece_starts(size)
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert starts[0] == 0
+    assert starts[-1] + model_folder.PIECE_BYTES >= size
+    assert all(0 < gap <= (2**16 if size <= 2**22 else max(size // 63, 2**24 + 2**18)) for gap in gaps)
+    assert len(starts) <= max(64, size // 2**24)
+
+
+def test_a_large_file_is_read_in_pieces(base: Path) -> None:
+    path = base / "model.safetensors"
+    with open(path, "r+b") as file:
+        file.truncate(2**24)
+    first = find_model(base).identity()
+    start = model_folder._piece_starts(2**24)[10]
+    for offset, is_read in ((start - 1, False), (start, True), (start + 2**16 - 1, True), (start + 2**16, False)):
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(b"x")
+        assert (find_model(base).identity() != first) == is_read
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(b"\0")
+    assert find_model(base).identity() == first

@@ -37,6 +37,12 @@ def test_a_row_has_what_its_task_has() -> None:
     assert notes(tasks) == ["c: 3 contexts cut to the model's length, 2 answers not finite", "d: pass@8 0.5000"]
 
 
+def test_an_entry_that_lacks_keys_is_shown_with_dashes() -> None:
+    tasks = {"a": {}, "b": {"metric": "f1", "score": None, "pass_at_k": {"8": None}, "harness": {"task": "b"}}}
+    assert rows(tasks) == [("a", "–", "–", "", "–", "", ""), ("b", "f1", "undefined", "", "–", "", "")]
+    assert notes(tasks) == ["b: pass@8 undefined"]
+
+
 @pytest.mark.parametrize("width", [76, 200])
 def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
     text = io.StringIO()

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,11 @@ class Written:
         return [[Generation(texts[i % len(texts)], 5, "stop") for i in range(prompt.samples)] for prompt in prompts]
 
 
-def by_text(programs: Sequence[Program], **_: Any) -> list[Verdict]:
+def by_text(programs: Sequence[Program], *, finished: Callable[[Program, Verdict], None], **_: Any) -> None:
     """What the sandbox would say of SOLUTIONS."""
-    return [
-        Verdict(
-            passed="return 1" in program.source, reason="passed" if "return 1" in program.source else "x", seconds=0.1
-        )
-        for program in programs
-    ]
+    for program in programs:
+        is_right = "return 1" in program.source
+        finished(program, Verdict(passed=is_right, reason="passed" if is_right else "x", seconds=0.1))
 
 
 def test_suites_from_specifications_to_entries(
@@ -159,7 +158,9 @@ def test_programs_are_judged_and_counted(codec: Codec, code_dir: Path, monkeypat
 def test_a_first_lines_indentation_is_whole(codec: Codec, code_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
-        programs, "judge", lambda found, **_: [seen.extend(program.source for program in found), by_text(found)][1]
+        programs,
+        "judge",
+        lambda found, **rest: [seen.extend(program.source for program in found), by_text(found, **rest)],
     )
     # As a tokenizer that marks the beginnings of words.
     lossy = dataclasses.replace(codec, decode=lambda ids: codec.decode(ids).removeprefix(" "))
@@ -173,19 +174,21 @@ def test_programs_are_judged_once_and_verdicts_kept(
 ) -> None:
     judged: list[Program] = []
 
-    def counting(found: Sequence[Program], **settings: Any) -> list[Verdict]:
-        if len(judged) >= 4:
-            raise KeyboardInterrupt
-        judged.extend(found)
-        return by_text(found)
+    def counting(found: Sequence[Program], **settings: Any) -> None:
+        for program in found:
+            if len(judged) == 4:
+                time.sleep(3 * programs.EXCHANGE_SECONDS)  # these four are kept by then
+                raise KeyboardInterrupt
+            judged.append(program)
+            by_text([program], **settings)
 
     monkeypatch.setattr(programs, "judge", counting)
-    monkeypatch.setattr(programs, "PROGRAMS_AT_ONCE", 2)
+    monkeypatch.setattr(programs, "EXCHANGE_SECONDS", 0.05)
     tasks = load_tasks(parse_specs(["learning-code"]), data_dir=code_dir)
     path = tmp_path / "kept.jsonl"
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(Written(SOLUTIONS), codec, tasks, kept=Kept(path, {}))  # type: ignore[arg-type]
-    monkeypatch.setattr(programs, "judge", lambda found, **_: [judged.extend(found), by_text(found)][1])
+    monkeypatch.setattr(programs, "judge", lambda found, **rest: [judged.extend(found), by_text(found, **rest)])
     # What was written is kept, so the texts of another model are not even looked at.
     entry = evaluate_tasks(Written(["no"]), codec, tasks, kept=Kept(path, {}))["humaneval"]  # type: ignore[arg-type]
     assert entry["score"] == 0.5
@@ -200,12 +203,71 @@ def test_a_stop_between_programs_stops(codec: Codec, code_dir: Path, monkeypatch
         evaluate_tasks(Written(SOLUTIONS, should_stop=lambda: True), codec, tasks)  # type: ignore[arg-type]
 
 
+def test_programs_that_take_long_do_not_keep_a_run_from_stopping(
+    codec: Codec, code_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, is_ended = threading.Event(), threading.Event()
+
+    def endless(found: Sequence[Program], *, finished: Callable[[Program, Verdict], None], **_: Any) -> None:
+        verdict = Verdict(passed=False, reason="timed out", seconds=10.0)
+        finished(found[0], verdict)
+        assert asked.wait(60), "nobody asks while programs run"
+        time.sleep(0.2)
+        try:
+            finished(found[1], verdict)
+        except Stopped:
+            is_ended.set()
+            raise
+
+    def second_time() -> bool:
+        if kept.num_judged == 0:
+            return False
+        asked.set()
+        return True
+
+    class Counted(Kept):
+        num_judged = 0
+
+        def add(self, answers: Mapping[str, Any]) -> None:
+            super().add(answers)
+            self.num_judged += sum(key.startswith("verdict") for key in answers)
+
+    kept = Counted(tmp_path / "kept.jsonl", {})
+    monkeypatch.setattr(programs, "judge", endless)
+    monkeypatch.setattr(programs, "EXCHANGE_SECONDS", 0.05)
+    tasks = load_tasks(parse_specs(["learning-code"]), data_dir=code_dir)
+    with pytest.raises(Stopped):
+        evaluate_tasks(Written(SOLUTIONS, should_stop=second_time), codec, tasks, kept=kept)  # type: ignore[arg-type]
+    assert kept.num_judged == 1, "what was judged before is kept"
+    assert is_ended.is_set(), "no program outlives the evaluation"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [
+        ([("a", range(2))], [2]),
+        ([("a", range(64))], [8]),
+        # torchrun: all ranks of a machine may use all of its cores.
+        ([("a", range(16))] * 4 + [("b", range(4))] * 4, [4] * 4 + [1] * 4),
+        ([("a", range(2))] * 8, [1] * 8),
+        # srun: each has its own.
+        ([("a", range(6 * rank, 6 * rank + 6)) for rank in range(8)], [6] * 8),
+        # One hostname's cores are no other's.
+        ([("a", range(4)), ("b", range(4))], [4, 4]),
+    ],
+)
+def test_ranks_share_the_cores_they_have_together(ranks: list[tuple[str, range]], workers: list[int]) -> None:
+    assert programs.workers_of(ranks) == workers
+
+
 def test_instruct_programs_end_with_their_code_block(
     codec: Codec, code_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
-        programs, "judge", lambda found, **_: [seen.extend(program.source for program in found), by_text(found)][1]
+        programs,
+        "judge",
+        lambda found, **rest: [seen.extend(program.source for program in found), by_text(found, **rest)],
     )
     (code_dir / "humaneval_instruct.jsonl").write_text((code_dir / "humaneval.jsonl").read_text())
     tasks = load_tasks(parse_specs(["humaneval_instruct@1"]), data_dir=code_dir)
