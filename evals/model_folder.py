@@ -103,7 +103,8 @@ def load_model(found: ModelFolder, device: str, dtype: Any) -> Any:
         if found.adapter is not None:
             model = _merged(model, found.adapter)
         return model.to(device).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AssertionError) as error:
+        # torch asserts that it was built for the device.
         raise EvalError(f"{found.folder}: cannot be loaded as a causal language model on {device} ({error})") from error
 
 

@@ -169,6 +169,8 @@ def _checked(request: Request, found: ModelFolder, place: Place) -> tuple[list[L
         problems.append(
             ("seq_len", f"{seq_len} is outside 1..{limit}, the positions of this model; pass --seq-len {limit}")
         )
+    if request.max_new_tokens is not None and request.max_new_tokens < 1:
+        problems.append(("max_new_tokens", f"{request.max_new_tokens} is too small; pass --max-new-tokens 1 or more"))
     listed = [f"{field}: {message}" for field, message in problems]
     loaded: list[LoadedTask] = []
     from evals.code.policy import Policy

@@ -22,6 +22,12 @@ def known_scores(request: Request) -> dict[str, Any]:
     if not (Path(request.run) / "run.json").is_file():
         raise EvalError(f"{request.run}: no run.json there; give a run's folder with --run")
     run = load_run(request.run)
+    last = run.get("step")
+    if request.step < 0 or (isinstance(last, int) and request.step > last):
+        raise EvalError(
+            f"{request.run}: has had {'no' if last is None else last} steps so far, so none of its checkpoints is of step "
+            f"{request.step}; give the step that the model is of, 0 for the base"
+        )
     return dict(run.result(request.step)["tasks"]) if request.step in run.eval_steps else {}
 
 
@@ -29,14 +35,15 @@ def refuse_other_weights(request: Request, identity: str) -> None:
     """Keep the scores of different weights out of one file.
 
     Raises:
-        EvalError: the file that the request writes to holds scores of a model with another identity.
+        EvalError: a file that the request writes to holds scores of a model with another identity.
     """
-    before = _before(request)
-    if before.get("identity", identity) != identity:
-        raise EvalError(
-            f"{_file(request)}: holds scores of {before.get('model')}, whose weights are not those of {request.model}; give "
-            f"the model of step {request.step}, or remove the file to score anew"
-        )
+    for path in _files(request):
+        before = _before(path)
+        if before.get("identity", identity) != identity:
+            raise EvalError(
+                f"{path}: holds scores of {before.get('model')}, whose weights are not those of {request.model}; give the "
+                "model of that file, another place for the scores, or remove the file to score anew"
+            )
 
 
 def write_scores(request: Request, tasks: Mapping[str, Any], *, identity: str, seconds: float) -> None:
@@ -48,19 +55,17 @@ def write_scores(request: Request, tasks: Mapping[str, Any], *, identity: str, s
         "model": str(request.model),
         "identity": identity,
     }
-    if (path := _file(request)) is not None:
-        # A file of this name holds what an earlier start of the same request has scored.
-        write_json(path, {**content, "tasks": {**_before(request).get("tasks", {}), **tasks}})
-    if request.out is not None:
-        write_json(Path(request.out), {**content, "tasks": tasks})
+    for path in _files(request):
+        # It may hold what another request has scored of the same weights.
+        write_json(path, {**content, "tasks": {**_before(path).get("tasks", {}), **tasks}})
 
 
-def _file(request: Request) -> Path | None:
-    if request.run is None or request.step is None:
-        return None
-    return result_file(request.run, request.step, request.name)
+def _files(request: Request) -> list[Path]:
+    """Where scores go."""
+    of_run = request.run is not None and request.step is not None
+    files = [result_file(request.run, request.step, request.name)] if of_run else []  # type: ignore[arg-type]
+    return [*files, *([Path(request.out)] if request.out is not None else [])]
 
 
-def _before(request: Request) -> dict[str, Any]:
-    path = _file(request)
-    return read_result(path) if path is not None and path.is_file() else {}
+def _before(path: Path) -> dict[str, Any]:
+    return read_result(path) if path.is_file() else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -23,6 +23,9 @@ from evals.scoring.scorer import Scorer
 
 ROWS_AT_ONCE = 4096
 """Rows between two times that answers are kept."""
+
+FORWARDS_AT_ONCE = 64
+"""Forwards of each rank that these rows may take, about; what is kept every minute is not lost."""
 
 SAMPLES_AT_ONCE = 256
 """Written texts between two times that answers are kept, on each rank."""
@@ -183,7 +186,8 @@ class ScorerLM(TemplateLM):
         keys = [key_of(row.ids, row.first) for row in rows]
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.kept}
         done = len(rows) - len(missing)
-        for chunk in _chunks(list(missing.items()), ROWS_AT_ONCE):
+        tokens = FORWARDS_AT_ONCE * self.scorer.batch_tokens * self.scorer.world_size
+        for chunk in _row_chunks(list(missing.items()), tokens):
             answers = self.scorer.score([row for _, row in chunk])
             self.kept.add(
                 {
@@ -230,6 +234,20 @@ def end_ids(codec: Codec, model: Any) -> set[int]:
 
 def _row(context: Sequence[int], continuation: Sequence[int]) -> Row:
     return Row((*context, *continuation), len(context))
+
+
+def _row_chunks(items: list[tuple[str, Row]], tokens: int) -> Iterator[list[tuple[str, Row]]]:
+    """Rows of at most so many tokens together, and ROWS_AT_ONCE."""
+    chunk: list[tuple[str, Row]] = []
+    left = tokens
+    for item in items:
+        if chunk and (len(chunk) == ROWS_AT_ONCE or len(item[1].ids) > left):
+            yield chunk
+            chunk, left = [], tokens
+        chunk.append(item)
+        left -= len(item[1].ids)
+    if chunk:
+        yield chunk
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

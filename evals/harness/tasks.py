@@ -182,7 +182,7 @@ def _check_length(loaded: LoadedTask, max_length: int) -> None:
     if length >= max_length:
         raise EvalError(
             f"{loaded.spec.name}: answers of up to {length} tokens leave no room for a prompt in the model's {max_length}; "
-            f"set max_new_tokens to less than {max_length}"
+            f"lower max_new_tokens (--max-new-tokens) below {max_length}"
         )
 
 
@@ -201,7 +201,9 @@ def _resolved(name: str, config: dict[str, Any], source: Path) -> dict[str, Any]
 def _with_local_data(spec: TaskSpec, config: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     """The configuration reading local files; splits that are neither scored nor shown may be absent."""
     if "class" in config:
-        raise EvalError(f"{spec.name}: a task with a Python class of its own reads from the hub only; unset data_dir")
+        raise EvalError(
+            f"{spec.name}: a task with a Python class of its own reads from the hub only; leave data_dir (--data) out"
+        )
     shown = _shown_split(config)
     scored = config.get("test_split") or config.get("validation_split")
     if scored is None:
@@ -249,7 +251,7 @@ def _build(spec: TaskSpec, config: dict[str, Any], data_dir: Path | None) -> Tas
         if data_dir is None and not spec.is_file:
             raise EvalError(
                 f"{spec.name}: its data cannot be loaded from the hub ({type(error).__name__}: {first_line(error)}); "
-                "download it where there is internet and set data_dir to the folder"
+                "download it where there is internet, and name its folder with data_dir (--data)"
             ) from error
         raise EvalError(
             f"{spec.name}: the task cannot be made ({type(error).__name__}: {first_line(error)})"

@@ -197,9 +197,43 @@ def test_scores_of_other_weights_are_not_mixed(
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaConfig.from_pretrained(other)).save_pretrained(other)
     error = refused(["run", other, *arguments], capsys)
-    assert f"{path}: holds scores of {model_dir}, whose weights are not those of {other}; give the model of st" in error
+    assert (
+        f"{path}: holds scores of {model_dir}, whose weights are not those of {other}; give the model of that" in error
+    )
     assert main(["run", str(model_dir), *map(str, arguments)]) == 0
     assert list(json.loads(path.read_text())["tasks"]) == ["before", "winogrande"]
+
+
+def test_scores_of_the_same_weights_add_up_in_a_file_of_ones_own(
+    model_dir: Path, winogrande: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    for suite in ("winogrande@2", "winogrande@3"):
+        arguments = ["--suite", suite, "--data", winogrande, "--device", "cpu", "--out", out]
+        assert main(["run", str(model_dir), *map(str, arguments)]) == 0
+    assert list(json.loads(out.read_text())["tasks"]) == ["winogrande@2", "winogrande@3"]
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"identity": "of others"}))
+    assert f"{out}: holds scores of {model_dir}" in refused(["run", model_dir, *arguments], capsys)
+
+
+def test_a_step_that_the_run_has_not_had(
+    model_dir: Path, winogrande: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--suite", "winogrande", "--data", winogrande, "--device", "cpu", "--run", trained, "--step"]
+    last = json.loads((trained / "run.json").read_text())["step"]
+    for step in (last + 1, -1):
+        error = refused(["run", model_dir, *arguments, step], capsys)
+        assert f"has had {last} steps so far, so none of its checkpoints is of step {step}; give the step" in error
+
+
+def test_a_device_that_is_not_there(model_dir: Path, winogrande: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    arguments = ["--suite", "winogrande", "--data", winogrande, "--device", "cuda"]
+    assert "cannot be loaded as a causal language model on cuda" in refused(["run", model_dir, *arguments], capsys)
+    arguments[-1] = "cpu"
+    error = refused(["run", model_dir, *arguments, "--max-new-tokens", 0], capsys)
+    assert "max_new_tokens: 0 is too small; pass --max-new-tokens 1 or more" in error
 
 
 def test_help_says_where_it_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_never_preferred_and_counted(
 class Counting:
     """A scorer that answers by arithmetic, counts what it is asked, and can be interrupted."""
 
-    rank, world_size, max_length = 0, 1, 1024
+    rank, world_size, max_length, batch_tokens = 0, 1, 1024, 1024
     model, should_stop = None, None
 
     def __init__(self, interrupted_after: int | None = None) -> None:
@@ -154,6 +154,14 @@ class Counting:
                 raise KeyboardInterrupt
         self.asked += rows
         return [Answer(-float(sum(row.ids)), row.first % 2 == 0) for row in rows]
+
+
+def test_rows_are_kept_every_few_forwards() -> None:
+    items = [(str(n), Row(tuple(range(n + 2)), 1)) for n in (3, 3, 1, 9, 1, 1)]
+    chunks = [[len(row.ids) for _, row in chunk] for chunk in language_model._row_chunks(items, 10)]
+    # A row that is longer than all of them together may be is asked alone.
+    assert chunks == [[5, 5], [3], [11], [3, 3]]
+    assert list(language_model._row_chunks([], 10)) == []
 
 
 def test_an_interrupted_evaluation_goes_on(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

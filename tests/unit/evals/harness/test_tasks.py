@@ -118,7 +118,7 @@ def test_a_hub_out_of_reach_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = refused(["winogrande"], None)
     assert "winogrande: its data cannot be loaded from the hub (ConnectionError: Couldn't reach" in message
-    assert "download it where there is internet and set data_dir to the folder" in message
+    assert "download it where there is internet, and name its folder with data_dir (--data)" in message
     assert "more" not in message
 
 
