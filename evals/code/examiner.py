@@ -1,16 +1,36 @@
 """The process that runs the tests, out of the program's reach, and gives the verdict.
 
 Program and tests run in different processes. The examiner belongs to the benchmark: it executes the tests, and where
-they call a function of the program, it sends the arguments to the candidate's process and receives plain data. A verdict
-is "passed" only if the tests ran to their end here. So a program gains nothing by leaving (sys.exit, os._exit), printing,
-or changing its own interpreter (builtins, assert, time, modules, frames): all of that happens in another process, which
-is in a process namespace of its own, cannot signal or trace the examiner, and never sees the tests. Nor can it return an
-object that claims to equal everything: such an object is no plain data.
+they call a function of the program, it sends the arguments to the candidate's process and receives plain data
+(`evals.code.values`). A verdict is "passed" only if the tests ran to their end here. So a program gains nothing by
+leaving (sys.exit, os._exit), printing, or changing its own interpreter (builtins, assert, time, modules, frames): all of
+that happens in another process, which is in a process namespace of its own, cannot signal or trace the examiner, and never
+sees the tests. Nor can it return an object that claims to equal everything: such an object is no plain data.
 
 What remains: a program sees the arguments that it is called with and may change those that are mutable, as it could if it
-ran beside the tests; weak tests pass wrong programs; and a fault of the kernel's isolation opens everything. Tests
-that pass functions or objects of their own classes to the program, or expect objects of its classes, cannot be judged
-this way and fail.
+ran beside the tests; weak tests pass wrong programs; and a fault of the kernel's isolation opens everything.
+
+What can differ from running program and tests in one interpreter:
+
+- Values are data types, iterators, views of dictionaries, and the types of the standard library that `evals.code.values`
+  lists. Instances of their subclasses become instances of these types: a named tuple is a tuple, a member of an IntEnum
+  an int, a time zone its offset; a defaultdict keeps a default factory only if it is a built-in type. Anything else that
+  a program returns, raises in an exception's arguments, or puts in an argument (functions, objects of its own classes) is
+  a TypeError in the tests, or for an exception left out. Tests reach a program's functions and classes only by calling
+  them; its constants are not there. What tests pass may be anything else that pickle can copy, such as `len` or an
+  iterator over a list, but not their own functions, generators or classes.
+- Objects are copied in every call. Lists, dictionaries, sets, deques and bytearrays that were passed, at any depth, are
+  after the call what the program made of them, and are the same objects where it returns them. What either side keeps
+  and changes later, the other does not see; two calls that return the same object return two. Other objects that were
+  passed do not change: an iterator's place is that of before.
+- Every iterator that a program returns is a generator in the tests and lazy as it was: it runs when the tests ask for
+  the next item, at most `ITEMS` times. It has no send, throw or close that reaches the program, ends with its first
+  exception, and what it does to arguments after its call has returned is not seen.
+- Exceptions keep their name, text, built-in bases and plain arguments, but no other attributes, cause or traceback, and
+  are no instances of the program's classes. StopIteration is an Exception that does not stop a loop.
+- What is one in an interpreter is two here: modules and their attributes, random generators, threads, warnings,
+  sys.path, standard output. Identity of numbers, strings and bytes is not kept.
+- The tests' names are not visible to the program, and names of builtins are Python's own in the tests.
 """
 
 from __future__ import annotations
@@ -21,13 +41,16 @@ import pickle
 import random
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from evals.code import exchange
+from evals.code import exchange, values
 
 DETAIL = 500
 """Characters of a verdict's detail."""
+
+ITEMS = 100_000
+"""Items of one iterator that tests may ask for; all together take at most `exchange.LONGEST` bytes."""
 
 
 class _CandidateEnded(BaseException):
@@ -35,74 +58,97 @@ class _CandidateEnded(BaseException):
 
 
 class _Candidate:
-    """The candidate's process, as seen from here: functions to call."""
+    """The candidate's process, as seen from here: functions to call, and iterators that it returned."""
 
     def __init__(self, pid: int, questions: int, answers: int, cpu_seconds: float) -> None:
         self.pid, self.questions, self.answers, self.cpu_seconds = pid, questions, answers, cpu_seconds
+        self.iterators: dict[int, Generator[Any, None, None]] = {}
         self.end: tuple[str, str] | None = None
 
-    def ask(self, question: bytes) -> tuple[Any, ...]:
-        """Send a question and wait for its answer.
+    def ask(self, *question: Any) -> tuple[list[Any], int]:
+        """Send a question (see `evals.code.candidate`), wait for its answer, and bring arguments up to date.
+
+        Returns:
+            Nothing in a list if an iterator has ended, else what was returned; and the answer's size in bytes.
 
         Raises:
             _CandidateEnded: there is no answer.
-            Exception: what the program raised, or a TypeError if its answer is not plain data.
+            BaseException: what the program raised, or a TypeError if its answer is not plain data.
         """
+        message, objects = values.encode(question, self._describe)
         try:
-            exchange.send(self.questions, question)
+            exchange.send(self.questions, message)
             data = exchange.receive(self.answers)
         except BrokenPipeError:
             data = None
-        except ValueError as error:
-            self.end = ("too much output", str(error))
-            raise _CandidateEnded from None
+        except ValueError as problem:
+            raise self._ended("too much output", str(problem)) from None
         if data is None:
-            self.end = how_it_ended(self.pid, self.cpu_seconds)
-            raise _CandidateEnded
+            raise self._ended(*how_it_ended(self.pid, self.cpu_seconds))
         try:
-            kind, *answer = exchange.load(data)
-            if kind == "raised":
-                name, text = answer
-        except Exception as error:
-            raise TypeError(f"what the program returned cannot be compared: {error}") from None
-        if kind == "raised":
-            raise _exception(str(name), str(text))
-        return tuple(answer)
+            (kind, *answer), _ = values.decode(data, self._restore, objects)
+            error = _exception(*answer) if kind == "raised" else None
+        except Exception as problem:
+            raise TypeError(f"what the program returned cannot be compared: {problem}") from None
+        if error is not None:
+            raise error
+        return answer, len(data)
+
+    def _ended(self, reason: str, detail: str) -> _CandidateEnded:
+        self.end = (reason, detail)
+        return _CandidateEnded()
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function that calls the program's function of that name."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            value, after = self.ask(pickle.dumps((name, args, kwargs)))
-            for mine, theirs in zip(args, after, strict=True):
-                _copy_changes(mine, theirs)
+            (value,), _ = self.ask("call", name, args, kwargs)
             return value
 
         call.__name__ = name
         return call
 
+    def _items(self, number: int) -> Generator[Any, None, None]:
+        """The items of an iterator of the program, each when it is asked for."""
+        size = 0
+        for _ in range(ITEMS):
+            answer, length = self.ask("next", self.iterators[number])
+            size += length
+            if size > exchange.LONGEST:
+                raise self._ended("too much output", f"an iterator of more than {exchange.LONGEST} bytes")
+            if not answer:
+                return
+            yield answer[0]
+        raise self._ended("too much output", f"an iterator of more than {ITEMS} items")
 
-def _copy_changes(mine: Any, theirs: Any) -> None:
-    """Make an argument what the program made of it."""
-    if type(mine) is not type(theirs) or mine == theirs:
-        return
-    if isinstance(mine, list | bytearray):
-        mine[:] = theirs
-    elif isinstance(mine, dict | set):
-        mine.clear()
-        mine.update(theirs)
+    def _describe(self, value: Any) -> values.Described:
+        for number, iterator in self.iterators.items():
+            if iterator is value:
+                return "iterator", number
+        return "pickled", pickle.dumps(value)
+
+    def _restore(self, kind: str, option: Any) -> Any:
+        if kind != "iterator" or type(option) is not int:
+            raise ValueError(f"{kind} is not plain data")
+        if option not in self.iterators:
+            self.iterators[option] = self._items(option)
+        return self.iterators[option]
 
 
-def _exception(name: str, text: str) -> Exception:
-    """The exception that the program raised: a built-in one as itself, another as a class of that name."""
-    kind = getattr(builtins, name, None)
-    error: Exception
+def _exception(name: str, bases: Sequence[str], args: Sequence[Any], text: str) -> BaseException:
+    """The exception that the program raised: a built-in one as itself, another as a class of that name and bases."""
+    kinds = [getattr(builtins, each, None) for each in bases]
+    known = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseException))
+    # StopIteration would end a loop of the tests without an error.
+    if not known or any(issubclass(kind, StopIteration | StopAsyncIteration) for kind in known):
+        known = (Exception,)
+    name, text = name if name.isidentifier() else "Exception", str(text)
+    error: BaseException
     try:
-        # StopIteration would end a loop of the tests without an error.
-        if not (isinstance(kind, type) and issubclass(kind, Exception)) or "Stop" in name:
-            raise TypeError
-        error = kind(text)
-    except TypeError:
+        error = known[0](*args)
+        if type(error).__name__ != name or str(error) != text:
+            error = type(name, known, {"__str__": lambda self: text})(*args)
+    except Exception:
         error = type(name, (Exception,), {})(text)
     error.is_from_program = True  # type: ignore[attr-defined]
     return error
@@ -139,7 +185,7 @@ def examine(
 
 
 def _run_tests(process: _Candidate, program: dict[str, str]) -> None:
-    (names,) = process.ask(program["source"].encode())
+    (names,), _ = process.ask("define", program["source"])
     # Names of builtins stay Python's own: a program's `abs` or `all` must not do the tests' work.
     own = {str(name) for name in names if not str(name).startswith("__") and not hasattr(builtins, str(name))}
     scope: dict[str, Any] = {"__name__": "tests", **{name: process.function(name) for name in own}}

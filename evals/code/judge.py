@@ -10,7 +10,8 @@ from queue import SimpleQueue
 
 from evals.code.policy import Policy
 from evals.code.program import Program, Verdict
-from evals.code.sandbox import Sandbox
+from evals.code.sandbox import Sandbox, no_process
+from evals.errors import EvalError
 
 
 def judge(
@@ -31,7 +32,7 @@ def judge(
         finished: called in the calling thread for each program that was run, as it finishes; identical programs once.
 
     Raises:
-        EvalError: programs cannot be isolated here (see `evals.code.sandbox.check`).
+        EvalError: programs cannot be isolated here (see `evals.code.sandbox.check`), or no process can be started.
     """
     keys = [program.key(policy) for program in programs]
     verdicts = dict(known or {})
@@ -46,7 +47,10 @@ def judge(
         stack.callback(pool.shutdown, cancel_futures=True)
         for sandbox in sandboxes:
             free.put(sandbox)
-        futures = {pool.submit(_run, free, program): key for key, program in waiting.items()}
+        try:
+            futures = {pool.submit(_run, free, program): key for key, program in waiting.items()}
+        except RuntimeError as error:  # no thread can be started
+            raise EvalError(no_process(str(error))) from None
         try:
             for future in as_completed(futures):
                 key = futures[future]

@@ -8,6 +8,8 @@ output and memory, and ends everything by ending the examiner, the first process
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import resource
@@ -27,6 +29,9 @@ from evals.code.policy import Policy
 _WATCH_SECONDS = 0.05
 _FILES = 256
 """More files than the keeper ever has open."""
+
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors of a machine that has no memory, processes or open files left, whatever it allows."""
 
 _SCRATCH_FILES = 4
 """The scratch directory holds this many files of the largest size."""
@@ -54,14 +59,14 @@ def main(settings: str, isolate: str) -> None:
     del sys.path[-1]
     os.environ.clear()
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    refusal = ""
+    started: dict[str, Any] = {"refusal": ""}
     try:
         if place.is_isolated:
             isolation.enter()
     except OSError as error:
-        refusal = error.strerror or str(error)
-    exchange.send(1, json.dumps({"refusal": refusal}).encode())
-    if refusal:
+        started = {"refusal": error.strerror or str(error), "is_shortage": error.errno in _SHORTAGES}
+    exchange.send(1, json.dumps(started).encode())
+    if started["refusal"]:
         return
     while (verdict := _judge_next(place)) is not None:
         exchange.send(1, json.dumps(verdict).encode())
@@ -78,17 +83,18 @@ def _preload() -> None:
 def _judge_next(place: _Place) -> dict[str, Any] | None:
     """The verdict on the next program on standard input; None if there is none.
 
-    `broken` in place of a verdict says why no program can run here.
+    `broken` in place of a verdict says why no program can run here, `is_shortage` whether for want of memory or processes.
     """
     scratch = "" if place.is_isolated else tempfile.mkdtemp(prefix="scratch-")
     verdict_read, verdict_write = os.pipe()
     output_read, output_write = os.pipe()
-    pid = linux.fork_into(isolation.NAMESPACES) if place.is_isolated else os.fork()
+    try:
+        pid = linux.fork_into(isolation.NAMESPACES) if place.is_isolated else os.fork()
+    except OSError as error:
+        return _broken(error)
     if pid == 0:
         try:
             _be_examiner(place, scratch, verdict_write, output_write)
-        except BaseException as error:
-            exchange.send(verdict_write, json.dumps({"broken": repr(error)}).encode())
         finally:
             os._exit(0)
     os.close(verdict_write)
@@ -102,16 +108,41 @@ def _judge_next(place: _Place) -> dict[str, Any] | None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _broken(error: BaseException) -> dict[str, Any]:
+    is_shortage = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES)
+    return {"broken": repr(error), "is_shortage": is_shortage}
+
+
 def _be_examiner(place: _Place, scratch: str, verdict: int, output: int) -> None:
     """Fork the candidate, give up all powers, then read a program and judge it."""
-    policy = place.policy
+    # A signal to one's own process group would otherwise reach the keeper, in whatever namespace it is.
+    os.setsid()
+    verdicts = verdict
+    try:
+        pid, files = _fork_candidate(place, scratch, output)
+        # From here on the old numbers are other files.
+        programs, verdicts, questions, answers = _keep_open(
+            os.open("/dev/null", os.O_RDONLY), output, [0, verdict, *files]
+        )
+        _renounce(place)
+        privileges.hide_memory()
+    except BaseException as error:
+        exchange.send(verdicts, json.dumps(_broken(error)).encode())
+        return
+    request = exchange.receive(programs)
+    if request is not None:
+        exchange.send(verdicts, b"started")
+        result = examiner.examine(pid, questions, answers, json.loads(request), place.policy.cpu_seconds)
+        exchange.send(verdicts, json.dumps(result).encode())
+
+
+def _fork_candidate(place: _Place, scratch: str, output: int) -> tuple[int, list[int]]:
+    """The candidate's process id, and the pipes to it and from it."""
     if place.is_isolated:
-        isolation.mount_scratch(_SCRATCH_FILES * policy.file_bytes)
+        isolation.mount_scratch(_SCRATCH_FILES * place.policy.file_bytes)
         linux.unshare(linux.CLONE_NEWPID, "a process namespace")
     else:
         os.chdir(scratch)
-    # A signal to one's own process group would otherwise reach the keeper, in whatever namespace it is.
-    os.setsid()
     os.environ.update(HOME=os.getcwd(), TMPDIR=os.getcwd(), PATH="/usr/bin:/bin", LANG="C.UTF-8")
     questions_read, questions_write = os.pipe()
     answers_read, answers_write = os.pipe()
@@ -125,20 +156,7 @@ def _be_examiner(place: _Place, scratch: str, verdict: int, output: int) -> None
             candidate.serve(questions, answers)
         finally:
             os._exit(1)
-    programs, verdicts, questions, answers = _keep_open(
-        os.open("/dev/null", os.O_RDONLY), output, [0, verdict, questions_write, answers_read]
-    )
-    try:
-        _renounce(place)
-        privileges.hide_memory()
-    except OSError as error:
-        exchange.send(verdicts, json.dumps({"broken": repr(error)}).encode())
-        return
-    request = exchange.receive(programs)
-    if request is not None:
-        exchange.send(verdicts, b"started")
-        result = examiner.examine(pid, questions, answers, json.loads(request), policy.cpu_seconds)
-        exchange.send(verdicts, json.dumps(result).encode())
+    return pid, [questions_write, answers_read]
 
 
 def _renounce(place: _Place) -> None:
@@ -212,18 +230,26 @@ def resident(proc: int, pid: int) -> int:
         proc: the /proc directory, opened before it was out of sight.
         pid: the process.
     """
-    try:
-        pages = int(_read(proc, f"{pid}/statm").split()[1])
-        children = [child for task in _tasks(proc, pid) for child in _read(proc, f"{pid}/task/{task}/children").split()]
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(proc, int(child)) for child in children)
+    pages, size = 0, 0
+    for task in _tasks(proc, pid):
+        # A thread may end meanwhile; the others still count. A first thread that has ended shows no memory, others do.
+        with contextlib.suppress(OSError):
+            pages = max(pages, int(_read(proc, f"{pid}/task/{task}/statm").split()[1]))
+        with contextlib.suppress(OSError):
+            size += sum(resident(proc, int(child)) for child in _read(proc, f"{pid}/task/{task}/children").split())
+    return size + pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _tasks(proc: int, pid: int) -> list[str]:
-    folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    """The threads of a process; none if it has ended."""
+    try:
+        folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    except OSError:
+        return []
     try:
         return os.listdir(folder)
+    except OSError:
+        return []
     finally:
         os.close(folder)
 

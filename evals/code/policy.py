@@ -1,4 +1,8 @@
-"""What a program under judgement may use: time, memory, processes, files, output."""
+"""What a program under judgement may use: time, memory, processes, files, output.
+
+Limits are the kernel's for processes and the keeper's watch; what isolates a program is Linux user namespaces alone (see
+`evals.code.sandbox`).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ class Policy:
         file_bytes: largest file; the scratch directory holds four times as much.
         open_files: file descriptors of each process.
         output_bytes: what is written to standard output and standard error together.
-        allow_unisolated: run programs even where they cannot be isolated from the user's files, processes and network.
+        allow_unisolated: run programs even where user namespaces are not allowed, so that nothing isolates them from the
+            user's files, processes and network.
     """
 
     wall_seconds: float = 10.0

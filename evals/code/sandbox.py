@@ -1,7 +1,8 @@
 """Running programs that nobody has read: without network, files of the user, or a way to outlive their verdict.
 
 Each program runs in processes of its own (`evals.code.keeper`), isolated by Linux user, mount, process, network, IPC and
-host name namespaces: it sees Python's standard library read-only, an empty scratch directory, five harmless devices, and
+host name namespaces, the one mechanism of isolation (no container program or helper with root's rights is used, so user
+namespaces must be allowed, and without them nothing runs): it sees Python's standard library read-only, an empty scratch directory, five harmless devices, and
 itself. It has no capabilities and no real user's files, a short list of environment variables, a filter of system calls,
 and the limits of its `Policy`. Why a verdict cannot be faked: `evals.code.examiner`.
 """
@@ -34,14 +35,17 @@ class Sandbox:
         refusal: why programs run without isolation; empty where they are isolated.
 
     Raises:
-        EvalError: programs cannot be isolated here, and `policy.allow_unisolated` is off.
+        EvalError: programs cannot be isolated here, and `policy.allow_unisolated` is off; or no process can be started.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._process = _start(policy, isolate="yes")
         self.refusal = ""
         try:
-            self.refusal = self._receive()["refusal"]
+            started = self._receive()
+            self.refusal = started["refusal"]
+            if started.get("is_shortage"):
+                raise EvalError(no_process(self.refusal))
             if self.refusal and not policy.allow_unisolated:
                 raise EvalError(_refused(self.refusal))
             if self.refusal:
@@ -56,7 +60,7 @@ class Sandbox:
         """The verdict on one program.
 
         Raises:
-            EvalError: the helper process is gone.
+            EvalError: the helper process is gone, or can start no process or isolate none.
         """
         assert self._process.stdin is not None
         request = {"source": program.source, "test": program.test, "entry_point": program.entry_point}
@@ -66,7 +70,7 @@ class Sandbox:
             raise EvalError("the sandbox's helper process ended; was it killed? Run the evaluation again") from None
         answer = self._receive()
         if "broken" in answer:
-            raise EvalError(_refused(answer["broken"]))
+            raise EvalError((no_process if answer.get("is_shortage") else _refused)(answer["broken"]))
         return Verdict(**answer)
 
     def _receive(self) -> dict[str, Any]:
@@ -103,14 +107,25 @@ class Sandbox:
 
 def _start(policy: Policy, *, isolate: str) -> subprocess.Popen[bytes]:
     settings = json.dumps(asdict(policy))
-    return subprocess.Popen(
-        [sys.executable, "-s", "-S", "-P", "-c", _START, str(_ROOT), settings, isolate],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
-        start_new_session=True,
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-s", "-S", "-P", "-c", _START, str(_ROOT), settings, isolate],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EvalError(no_process(str(error))) from None
+
+
+def no_process(problem: str) -> str:
+    """What to tell the user when a process or thread for judging cannot be started."""
+    return (
+        f"no process to judge programs in can be started ({problem}); memory, or processes and open files that the user "
+        "may have (ulimit -u, ulimit -n, the container's limits), are used up. Free some, or judge on another machine"
     )
 
 
@@ -128,7 +143,7 @@ def run(program: Program, policy: Policy) -> Verdict:
     """The verdict on one program, in a sandbox of its own.
 
     Raises:
-        EvalError: see `check`.
+        EvalError: see `Sandbox`.
     """
     with Sandbox(policy) as sandbox:
         return sandbox.run(program)
@@ -142,8 +157,8 @@ def check(policy: Policy) -> str:
         the user's own rights.
 
     Raises:
-        EvalError: programs cannot be isolated on this machine, and `policy.allow_unisolated` is off; or the limits are
-            too low for any program.
+        EvalError: programs cannot be isolated on this machine, and `policy.allow_unisolated` is off; no process can be
+            started; or the limits are too low for any program.
     """
     with Sandbox(policy) as sandbox:
         verdict = sandbox.run(_TRIAL)

@@ -346,6 +346,37 @@ def attack():
     verdict = inside.verdict(several, memory_bytes=400 * MIB, wall_seconds=20)
     assert verdict["reason"] == "out of memory"
     assert verdict["seconds"] < 15
+    # The same, while threads come and go, and in processes whose first thread has ended.
+    restless = several.replace(
+        "    for _ in range(1000):",
+        """
+    def churn():
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            thread = threading.Thread(target=int)
+            thread.start()
+            thread.join()
+    for _ in range(2):
+        threading.Thread(target=churn, daemon=True).start()
+    for _ in range(1000):""",
+    ).replace("import os, time", "import os, threading, time")
+    headless = """
+import ctypes, os, threading, time
+def block():
+    time.sleep(0.2)
+    data = b'x' * 2 ** 27
+    time.sleep(10)
+def attack():
+    for _ in range(4):
+        if os.fork() == 0:
+            threading.Thread(target=block).start()
+            ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)
+    time.sleep(10)
+"""
+    for source in (restless, headless):
+        verdict = inside.verdict(source, memory_bytes=400 * MIB, wall_seconds=20)
+        assert verdict["reason"] == "out of memory", source
+        assert verdict["seconds"] < 15
 
 
 def test_running_away_in_processes(inside: Judge) -> None:
@@ -470,11 +501,11 @@ message = json.dumps({'passed': True, 'reason': 'passed', 'detail': ''}).encode(
 os.write(4, struct.pack('<Q', len(message)) + message)
 os._exit(0)
 """
-exchange = sys.modules['evals.code.exchange']
+values = sys.modules['evals.code.values']
 class Code:
     def __reduce__(self):
         return exec, (FORGE,)
-exchange.dump = lambda value: pickle.dumps(('returned', Code(), []) if value[0] == 'returned' else value)
+values.encode = lambda *a, **k: (pickle.dumps((['returned', Code()], {})), [])
 def attack(): return 0
 ''',
     "frames above": """
@@ -488,6 +519,46 @@ while frame:
 def attack(): return 0
 """,
     "end of iteration": "def attack(): raise StopIteration\n",
+    "its own end of iteration": "class A(StopIteration): pass\ndef attack(): raise A\n",
+    "end of a generator": "def attack(): raise GeneratorExit\n",
+    "a fraction equal to all": """
+import fractions
+class A(fractions.Fraction):
+    __eq__ = lambda *a: True
+    __sub__ = __rsub__ = __abs__ = lambda *a: 0
+    __hash__ = fractions.Fraction.__hash__
+def attack(): return A(0)
+""",
+    "an iterator equal to all": """
+class A:
+    __eq__ = lambda *a: True
+    __iter__ = lambda self: self
+    __next__ = lambda self: 1
+    __hash__ = None
+def attack(): return A()
+""",
+    "a kind that is code": """
+import pickle, sys
+sys.modules['evals.code.values'].encode = lambda *a, **k: (
+    pickle.dumps(([ 'returned', (0,)], {0: ('pickled', b'cbuiltins\\neval\\n(V1\\ntR.', [])})), [])
+def attack(): return 0
+""",
+    "a method of the data types": """
+import sys
+sys.modules['evals.code.values'].encode = lambda *a, **k: (b'\\x80\\x04cbuiltins\\nint\\nN}\\x8c\\x06__eq__K\\x01s\\x86b.', [])
+def attack(): return 0
+""",
+    "an end of what is no iterator": """
+import pickle, sys
+sys.modules['evals.code.values'].encode = lambda *a, **k: (pickle.dumps((['ended'], {})), [])
+def attack(): return 0
+""",
+    "an exception that is no exception": """
+import pickle, sys
+sys.modules['evals.code.values'].encode = lambda *a, **k: (
+    pickle.dumps((['raised', 'exec', 'eval', (1,), 'x'], {1: ('tuple', None, ['1'])})), [])
+def attack(): return 0
+""",
 }
 TESTS = """
 import math
@@ -582,6 +653,182 @@ else:
     assert verdict["passed"], verdict
 
 
+IN_ONE_INTERPRETER = {
+    "generators, one-shot": (
+        "def attack(n):\n    for i in range(n):\n        yield i * i",
+        """
+assert tuple(attack(4)) == (0, 1, 4, 9)
+squares = attack(3)
+assert squares != [0, 1, 4] and not isinstance(squares, list)
+assert list(squares) == [0, 1, 4] and list(squares) == []
+assert next(attack(1)) == 0 and next(attack(0), None) is None
+""",
+    ),
+    "endless generators, lazily": (
+        "def attack():\n    n = 0\n    while True:\n        if n == 3: yield 1 / 0\n        yield n\n        n += 1",
+        """
+import itertools
+numbers = attack()
+assert list(itertools.islice(numbers, 3)) == [0, 1, 2]
+try:
+    next(numbers)
+except ZeroDivisionError:
+    pass
+else:
+    assert False
+""",
+    ),
+    "iterators of all kinds": (
+        """
+import itertools
+def attack(x):
+    return [map(str, x), zip(x, x), filter(None, x), reversed(x), enumerate(x), iter(x), itertools.count(5), map(list, [x])]
+def again(iterator):
+    return sum(iterator)
+""",
+        """
+strings, pairs, true, backwards, numbered, plain, count, lists = attack([0, 1])
+assert list(strings) == ['0', '1'] and dict(pairs) == {0: 0, 1: 1} and list(true) == [1] and list(backwards) == [1, 0]
+assert dict(numbered) == {0: 0, 1: 1} and list(plain) == [0, 1] and next(count) == 5 and next(lists) == [0, 1]
+assert again(attack([3, 4])[5]) == 7 and again(iter([1, 2])) == 3
+""",
+    ),
+    "views": (
+        "def attack(d): return d.keys(), d.values(), d.items()",
+        """
+keys, values, items = attack({'a': 1, 'b': 2})
+assert keys == {'a', 'b'} and keys & {'a'} == {'a'} and list(values) == [1, 2] and ('a', 1) in items
+assert keys != ['a', 'b'] and len(items) == 2 and list(reversed(keys)) == ['b', 'a']
+""",
+    ),
+    "values of the standard library": (
+        """
+from collections import *
+from datetime import *
+from decimal import Decimal
+from fractions import Fraction
+def attack(x):
+    table = defaultdict(list)
+    table['a'].append(x)
+    return (deque([x], 2), Fraction(x, 3), Decimal('1.10'), OrderedDict(a=x), table, Counter([x]), date(2024, 2, 29),
+            datetime(2024, 1, 1, tzinfo=timezone.utc) + timedelta(1), slice(x), complex(x), bytearray([x]))
+""",
+        """
+from collections import *
+from datetime import *
+from decimal import Decimal
+from fractions import Fraction
+queue, third, price, ordered, table, counts, day, moment, part, number, data = attack(1)
+queue.append(2); queue.append(3)
+assert queue == deque([2, 3]) and third + third == Fraction(2, 3) and third.denominator == 3 and str(price) == '1.10'
+assert ordered == OrderedDict(a=1) and table['a'] == [1] and table['b'] == [] and counts.most_common(1) == [(1, 1)]
+assert day == date(2024, 2, 29) and moment.day == 2 and moment.tzinfo is timezone.utc and part == slice(1)
+assert number == 1 + 0j and data == b'\\x01' and queue != [2, 3] and attack(3)[1] == 1
+""",
+    ),
+    "arguments changed, at any depth and by keyword": (
+        """
+def attack(rows, *, table=None, seen=()):
+    rows[0].sort()
+    rows[1]['x'] = rows[0]
+    if table is not None:
+        table.setdefault('a', []).append(1)
+        seen.add(2)
+    return rows[0]
+def swap(pair): pair[0], pair[1] = pair[1], pair[0]
+def fails(x):
+    x.append(1)
+    raise ValueError('after the change')
+""",
+        """
+inner, table, seen = [3, 1, 2], {}, {1}
+rows = [inner, {}]
+first = attack(rows, table=table, seen=seen)
+assert inner == [1, 2, 3] and rows[0] is inner and first is inner and rows[1]['x'] is inner
+assert table == {'a': [1]} and seen == {1, 2}
+pair = [inner, table]
+swap(pair)
+assert pair[0] is table and pair[1] is inner
+shared = [1]
+attack([shared, {}], table={'a': shared}, seen=set())
+assert shared == [1, 1]
+try:
+    fails(shared)
+except ValueError:
+    assert shared == [1, 1, 1]
+wrapped = ([2, 1], {})
+attack(wrapped)
+assert wrapped[0] == [1, 2]
+""",
+    ),
+    "exceptions": (
+        """
+class Low(ValueError): pass
+class Both(KeyError, AttributeError): pass
+class Own(Exception):
+    def __init__(self, code, why):
+        super().__init__(code)
+        self.why = why
+    def __str__(self): return self.why
+def attack(n):
+    if n == 0: raise Low('too low', 7)
+    if n == 1: raise Both('both')
+    if n == 2: raise Own(3, 'because')
+    if n == 3: return {}['gone']
+    if n == 4: return open('/nowhere/at/all')
+    if n == 5: return int('x')
+    if n == 6: raise SystemExit(3)
+    if n == 7: return b'\\xff'.decode()
+    if n == 8: assert False, 'mine'
+""",
+        """
+def raised(n, kind):
+    try:
+        attack(n)
+    except kind as error:
+        return error
+    assert False, n
+low = raised(0, ValueError)
+assert low.args == ('too low', 7) and type(low).__name__ == 'Low' and not isinstance(low, TypeError)
+assert isinstance(raised(1, KeyError), AttributeError) and isinstance(raised(1, LookupError), Exception)
+assert str(raised(2, Exception)) == 'because'
+assert str(raised(3, KeyError)) == "'gone'" and raised(3, LookupError).args == ('gone',)
+assert 'nowhere' in str(raised(4, OSError)) and raised(4, FileNotFoundError).args[0] == 2
+assert 'invalid literal' in str(raised(5, ValueError)) and raised(6, SystemExit).args == (3,)
+assert 'utf-8' in str(raised(7, UnicodeDecodeError)) and str(raised(8, AssertionError)) == 'mine'
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_ONE_INTERPRETER)
+def test_what_passes_in_one_interpreter_passes_in_two(inside: Judge, name: str) -> None:
+    source, test = IN_ONE_INTERPRETER[name]
+    exec(compile(f"{source}\n{test}", name, "exec"), {"__name__": "one"})
+    verdict = inside.verdict(source, test)
+    assert verdict["passed"], verdict
+    # The control: the tests ran.
+    assert inside.verdict(source, f"{test}\nassert False")["reason"] == "failed assertion"
+
+
+def test_an_endless_iterator_is_a_failure_that_says_so(inside: Judge) -> None:
+    source = "import itertools\ndef attack(item=0): return itertools.repeat(item)"
+    verdict = inside.verdict(source, "for each in attack(): pass", wall_seconds=100, cpu_seconds=100)
+    assert verdict["reason"] == "too much output"
+    assert verdict["detail"] == "an iterator of more than 100000 items"
+    verdict = inside.verdict(source, "try:\n    list(attack('x' * 2 ** 20))\nexcept BaseException:\n    pass")
+    assert verdict["reason"] == "too much output"
+    assert verdict["detail"] == f"an iterator of more than {64 * MIB} bytes"
+    test = "attack = attack()\nwhile True: next(attack)"
+    assert inside.verdict(source, test, wall_seconds=0.5)["reason"] == "timed out"
+
+
+def test_what_tests_cannot_see_is_named(inside: Judge) -> None:
+    verdict = inside.verdict("class Own: pass\ndef attack(): return Own()")
+    assert verdict["reason"] == "raised TypeError"
+    assert "the program's Own is not plain data" in verdict["detail"]
+
+
 def test_all_canonical_solutions_pass_and_all_empty_ones_fail(inside: Judge) -> None:
     if not HUMANEVAL.exists():
         pytest.skip(f"{HUMANEVAL} is not there")
@@ -596,6 +843,23 @@ def test_all_canonical_solutions_pass_and_all_empty_ones_fail(inside: Judge) -> 
     ]
     verdicts = inside.judge(programs)
     assert [verdict["passed"] for verdict in verdicts] == [True] * 164 + [False] * 164
+
+
+def test_solutions_that_return_iterators_pass(inside: Judge) -> None:
+    if not HUMANEVAL.exists():
+        pytest.skip(f"{HUMANEVAL} is not there")
+    with gzip.open(HUMANEVAL, "rt") as file:
+        problems = {record["task_id"]: record for record in map(json.loads, file)}
+    sources = {
+        "HumanEval/33": "def {}(l):\n    thirds = iter(sorted(l[::3]))\n    for i, x in enumerate(l):\n        yield next(thirds) if i % 3 == 0 else x\n",
+        "HumanEval/37": "def {}(l):\n    evens = iter(sorted(l[::2]))\n    return (x if i % 2 else next(evens) for i, x in enumerate(l))\n",
+    }
+    for task, source in sources.items():
+        entry, test = problems[task]["entry_point"], problems[task]["test"]
+        for text, is_right in ((source, True), (source.replace("sorted", "list"), False)):
+            program = {"source": text.format(entry), "test": test, "entry_point": entry}
+            verdict = inside.judge([program])[0]
+            assert verdict["passed"] is is_right, verdict
 
 
 FORBIDDEN = """

@@ -102,3 +102,13 @@ def test_another_policy_is_another_verdict(sandbox: type[Sandbox]) -> None:
 def test_nothing_to_judge(sandbox: type[Sandbox]) -> None:
     assert judge([], policy=Policy()) == []
     assert sandbox.most_open == 0
+
+
+def test_threads_that_cannot_be_started_are_an_error(sandbox: type[Sandbox], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(EvalError, match=r"no process to judge programs in .*can't start new thread"):
+        judge([program("good")], policy=Policy())
+    assert sandbox.open == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evals.code import exchange, sandbox
+from evals.code.judge import judge
 from evals.code.policy import Policy
 from evals.code.program import Program
 from evals.code.sandbox import Sandbox, check
@@ -87,3 +88,24 @@ def test_limits_under_which_nothing_passes_are_an_error(helper: list[Any]) -> No
         EvalError, match=r"the verdict 'out of memory' \(MemoryError\).*raise the limits: .*memory_bytes=9,"
     ):
         check(Policy(memory_bytes=9))
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "Resource temporarily unavailable"), OSError(12, "no memory")])
+def test_a_machine_that_can_start_no_process_is_an_error(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", fail)
+    for start in (lambda: check(Policy()), lambda: judge([PROGRAM], policy=Policy())):
+        with pytest.raises(EvalError, match=rf"no process to judge programs in .*{error.strerror}.*ulimit -u"):
+            start()
+
+
+def test_a_shortage_is_no_missing_permission(helper: list[Any]) -> None:
+    # A user who insists does not ask for a lack of isolation that only a shortage causes.
+    helper.append([{"refusal": "forking: out of memory", "is_shortage": True}])
+    with pytest.raises(EvalError, match=r"no process to judge programs in .*forking: out of memory"):
+        check(Policy(allow_unisolated=True))
+    helper.append([{"refusal": ""}, {"broken": "forking: too many", "is_shortage": True}])
+    with pytest.raises(EvalError, match=r"no process to judge programs in .*forking: too many"):
+        check(Policy())
