@@ -255,6 +255,7 @@ def _write_rank(run: Path, recipe: Recipe, noise: np.random.Generator) -> None:
     content = {
         "schema": 1, "share": 0.9, "before": "models/Llama-2-7b-hf", "after": str(run), "step": STEPS,
         "modules": list(MODULES), "layers": list(range(LAYERS)), "rank": ranks, "max_rank": 4096,
+        "full_rank": [[4096] * len(MODULES)] * LAYERS,
         "relative_change": changed, "rows": rows,
     }  # fmt: skip
     (run / "weights").mkdir(exist_ok=True)

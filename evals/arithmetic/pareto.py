@@ -1,4 +1,4 @@
-"""Learning against forgetting: the checkpoints that no other one beats in both, and the area they cover."""
+"""Learning against forgetting: the checkpoints that no other one beats in both."""
 
 from __future__ import annotations
 
@@ -33,24 +33,6 @@ def front(points: Iterable[Point]) -> list[Point]:
         if not best or point.learned > best[-1].learned or _place(point) == _place(best[-1]):
             best.append(point)
     return best
-
-
-def hypervolume(points: Iterable[Point], *, forgotten: float, learned: float = 0.0) -> float:
-    """The area that points dominate and the reference (learned, forgotten) bounds; larger is better.
-
-    That is the integral, over budgets of forgetting up to `forgotten`, of the most that was learned within the budget
-    above `learned`. Only areas with the same reference compare. The base model adds nothing at the default.
-
-    Args:
-        points: what was measured.
-        forgotten: the most forgetting that counts, for instance the largest of all methods compared.
-        learned: the least learning that counts; 0 is the base model's.
-    """
-    within = [p for p in front(points) if p.forgotten < forgotten and p.learned > learned]
-    if not within:
-        return 0.0
-    ends = [*(p.forgotten for p in within[1:]), forgotten]
-    return math.fsum((p.learned - learned) * (end - p.forgotten) for p, end in zip(within, ends, strict=True))
 
 
 def _place(point: Point) -> tuple[float, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,15 @@ from evals.arithmetic.spread import Trial, by_configuration
 from evals.errors import EvalError
 
 RESAMPLES = 10_000
-Measure = Literal["range", "iqr", "std"]
+Measure = Literal["range", "std"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
-    """How much less a method's results spread than a reference's over the same kind of grid.
+    """How much less a method's results spread over settings than a reference's; seeds are averaged at equal settings.
 
     Attributes:
-        measure: range (worst-best gap), iqr or std.
+        measure: range (worst-best gap) or std.
         spread: the method's.
         reference: the reference method's.
         difference: spread - reference; negative = the method is more robust.
@@ -49,6 +49,10 @@ class Reduction:
     configurations: tuple[int, int]
     diverged: tuple[int, int]
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: numbers that it lacks are None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
 
 def reduction(
     trials: Sequence[Trial],
@@ -58,11 +62,11 @@ def reduction(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Reduction:
-    """Compare two methods' spreads over all their runs, with percentile bootstrap intervals.
+    """Compare two methods' spreads over their settings, with percentile bootstrap intervals.
 
-    Configurations are drawn with replacement, each with all its seeds: seeds at equal settings are not independent
-    draws of settings. A draw never reaches beyond the runs there are, so the interval of a range is too narrow on
-    small grids; that of the standard deviation is the sounder one.
+    A configuration's value is the mean over its seeds, so that the spread is that of the settings; configurations are drawn
+    with replacement. A draw never reaches beyond the runs there are, so the interval of a range is too narrow on small
+    grids; that of the standard deviation is the sounder one.
 
     Raises:
         EvalError: a method has fewer than two configurations with a value.
@@ -77,14 +81,15 @@ def reduction(
             )
     is_paired = ours.keys() == theirs.keys()
     order = list(ours) if is_paired else list(theirs)
-    ours_table, theirs_table = _table(list(ours.values())), _table([theirs[key] for key in order])
+    ours_means = np.array([np.mean(values) for values in ours.values()])
+    theirs_means = np.array([np.mean(theirs[key]) for key in order])
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(ours), (resamples, len(ours)))
     drawn_theirs = drawn if is_paired else rng.integers(0, len(theirs), (resamples, len(theirs)))
-    ours_spreads = _spreads(ours_table[drawn].reshape(resamples, -1), measure)
-    theirs_spreads = _spreads(theirs_table[drawn_theirs].reshape(resamples, -1), measure)
-    value, base = (float(_spreads(table.reshape(1, -1), measure)[0]) for table in (ours_table, theirs_table))
-    low, high = np.nanquantile(ours_spreads - theirs_spreads, (0.025, 0.975))
+    ours_spreads = _spreads(ours_means[drawn], measure)
+    theirs_spreads = _spreads(theirs_means[drawn_theirs], measure)
+    value, base = (float(_spreads(means[None], measure)[0]) for means in (ours_means, theirs_means))
+    low, high = np.quantile(ours_spreads - theirs_spreads, (0.025, 0.975))
     has_base = theirs_spreads > 0
     ratios = 1 - ours_spreads[has_base] / theirs_spreads[has_base]
     relative_low, relative_high = np.quantile(ratios, (0.025, 0.975)) if ratios.size else (math.nan, math.nan)
@@ -104,28 +109,6 @@ def reduction(
     )
 
 
-def _table(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """[rows, longest], nan where a row has ended."""
-    table = np.full((len(rows), max(map(len, rows))), np.nan)
-    for row, values in zip(table, rows, strict=True):
-        row[: len(values)] = values
-    return table
-
-
 def _spreads(values: NDArray[np.float64], measure: Measure) -> NDArray[np.float64]:
-    """[draws, runs], nan = no run -> [draws]."""
-    if measure == "range":
-        return np.asarray(np.nanmax(values, axis=1) - np.nanmin(values, axis=1))
-    if measure == "std":
-        return np.asarray(np.nanstd(values, axis=1, ddof=1))
-    ordered = np.sort(values, axis=1)
-    last = np.isfinite(ordered).sum(axis=1) - 1.0
-    return _quantile(ordered, 0.75 * last) - _quantile(ordered, 0.25 * last)
-
-
-def _quantile(ordered: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The value at a fractional place in each row, interpolated linearly."""
-    below = np.floor(place).astype(np.int64)
-    above = np.ceil(place).astype(np.int64)
-    rows = np.arange(len(ordered))
-    return np.asarray(ordered[rows, below] + (place - below) * (ordered[rows, above] - ordered[rows, below]))
+    """[draws, configurations] -> [draws]."""
+    return np.asarray(np.ptp(values, axis=1) if measure == "range" else values.std(axis=1, ddof=1))

@@ -3,7 +3,7 @@
 MonteCLoRA (arXiv 2411.04358) calls the spread over configurations (learning rates x batch sizes) intrinsic robustness,
 the median over them extrinsic robustness, and also reports the best. Which spread is not said there: here it is the
 worst-best gap, beside the interquartile range and the standard deviation. A run that diverged has no number but is a
-result: it is counted, and the worst, median and gap are also given with every such run in the last place.
+result: it is counted, and the median is also given with every such run in the last place.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ class Spread:
         std: standard deviation with n - 1; nan for a single run.
         n: runs that gave a value.
         diverged: runs that gave none.
-        worst_of_all: worst with each diverged run at `diverged_value`, as median_of_all and range_of_all.
-        median_of_all: see `worst_of_all`; infinite where the middle run diverged to an unknown value.
-        range_of_all: see `worst_of_all`.
+        median_of_all: median with each diverged run in the last place; infinite where the middle run diverged.
     """
 
     best: float
@@ -55,34 +53,25 @@ class Spread:
     std: float
     n: int
     diverged: int
-    worst_of_all: float
     median_of_all: float
-    range_of_all: float
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: numbers that it lacks are None."""
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
-def spread(
-    values: Iterable[float | None], *, higher_is_better: bool = True, diverged_value: float | None = None
-) -> Spread:
+def spread(values: Iterable[float | None], *, higher_is_better: bool = True) -> Spread:
     """Summarise the values of runs that differ in settings or seeds.
 
     Args:
         values: one per run; None, nan and infinite ones are runs that diverged.
         higher_is_better: true of accuracy, false of NLL and of what was forgotten.
-        diverged_value: what a diverged run counts as in the numbers over all runs, such as the accuracy of guessing;
-            None: infinitely bad.
     """
     everything = list(values)
     known = np.array([value for value in everything if value is not None and math.isfinite(value)], dtype=np.float64)
     sign = 1.0 if higher_is_better else -1.0
-    last = -sign * math.inf if diverged_value is None else diverged_value
     diverged = len(everything) - known.size
-    every = np.concatenate([known, np.full(diverged, last)])
     best, worst = _ends(known, sign)
-    best_of_all, worst_of_all = _ends(every, sign)
     return Spread(
         best=best,
         median=_median(known),
@@ -92,18 +81,8 @@ def spread(
         std=float(known.std(ddof=1)) if known.size > 1 else math.nan,
         n=known.size,
         diverged=diverged,
-        worst_of_all=worst_of_all,
-        median_of_all=_median(every),
-        range_of_all=abs(best_of_all - worst_of_all) if known.size else math.nan,
+        median_of_all=_median(np.concatenate([known, np.full(diverged, -sign * math.inf)])),
     )
-
-
-def by_method(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """The trials of each method, in the order given."""
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.method, []).append(trial)
-    return groups
 
 
 def by_configuration(trials: Iterable[Trial]) -> dict[tuple[float | None, int | None], list[float]]:

@@ -23,10 +23,8 @@ function meanEstimate(entries) {
 /** The average of a point's forgetting tasks, as the document gives it; its interval from the tasks' errors. */
 function keptEstimate(point) {
   if (!isNumber(point.forgetting_average)) return null;
-  const entries = Object.values(point.tasks ?? {}).filter((entry) => entry.suite === "forgetting");
-  const mean = meanEstimate(entries);
-  const isSame = mean && Math.abs(mean.value - point.forgetting_average) < 1e-6;
-  return isSame ? mean : { value: point.forgetting_average, low: null, high: null };
+  const mean = meanEstimate((point.over?.forgetting_average ?? []).map((task) => point.tasks?.[task] ?? {}));
+  return { value: point.forgetting_average, low: mean?.low ?? null, high: mean?.high ?? null };
 }
 
 /**
@@ -37,6 +35,7 @@ function axesOf(runs) {
   const points = runs.flatMap((run) => run.points);
   // A run that is scored in bits per byte can be scored in accuracy, too.
   const both = (point, key) => [point[key], point[`${key}_accuracy`]];
+  const figure = (point, key, unit) => (point[key]?.unit === unit ? key : `${key}_accuracy`);
   const units = (key) => [
     ...new Set(points.flatMap((point) => both(point, key).map((estimate) => estimate?.unit)).filter(Boolean)),
   ];
@@ -47,6 +46,7 @@ function axesOf(runs) {
     kind: kindOfUnit(unit),
     better,
     read: (point) => both(point, key).find((estimate) => estimate?.unit === unit) ?? null,
+    over: (point) => overTasks(point, figure(point, key, unit)),
   });
   const x = units("forgotten").map(effect("forgotten", -1));
   if (points.some((point) => isNumber(point.forgetting_average))) {
@@ -57,6 +57,7 @@ function axesOf(runs) {
       kind: "share",
       better: 1,
       read: keptEstimate,
+      over: (point) => overTasks(point, "forgetting_average"),
     });
   }
   const y = units("learned").map(effect("learned", 1));
@@ -74,7 +75,9 @@ function axesOf(runs) {
       better: kind === "share" ? 1 : -1,
       read: (point) => scoreEstimate(point.tasks?.[task]),
     });
-    if (entry.suite && kind === "share") suites.set(entry.suite, [...(suites.get(entry.suite) ?? []), task]);
+    // The first 50 examples of a suite's tasks are one mean, all of them another.
+    const suite = entry.suite && entry.suite + (task.match(/@\d+$/)?.[0] ?? "");
+    if (suite && kind === "share") suites.set(suite, [...(suites.get(suite) ?? []), task]);
   }
   for (const [suite, tasks] of suites) {
     if (tasks.length < 2) continue;

@@ -21,11 +21,17 @@ function methodsOf(runs) {
     });
 }
 
-/** The last point where something is known to be learned or forgotten, else the last point. */
+/** The point at the run's end, with the figures over the most complete tasks there. */
 function finalPoint(run) {
-  const points = run.points ?? [];
-  return points.findLast((p) => p.step > 0 && (p.learned || p.forgotten)) ?? points[points.length - 1] ?? null;
+  if (!run.final) return null;
+  return { ...run.points.find(({ step }) => step === run.final.step), ...run.final };
 }
+
+/** What tells a run's base from others. */
+const baseOf = (run) => run.base_fingerprint ?? run.base ?? "";
+
+/** Over which tasks a figure of a point is, as text. */
+const overTasks = (point, figure) => point?.over?.[figure]?.join(", ") ?? "";
 
 /** All that is written of a run, for the text search. */
 function searchText(run) {
@@ -106,6 +112,7 @@ function columnsOf(runs) {
       const kind = kindOfUnit(estimate.unit);
       return `${bare(estimate.low, kind)} to ${bare(estimate.high, kind)}`;
     },
+    tip: (run) => overTasks(run.final, key),
     csv: (run) => {
       const estimate = run.final?.[key];
       return {
@@ -113,6 +120,7 @@ function columnsOf(runs) {
         [`${key}_low`]: estimate?.low,
         [`${key}_high`]: estimate?.high,
         [`${key}_unit`]: estimate?.unit,
+        [`${key}_over`]: overTasks(run.final, key),
       };
     },
   });

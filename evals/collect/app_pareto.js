@@ -95,7 +95,13 @@ function pointLines({ run, point, xs, ys }, x, y) {
     point.step ? `step ${point.step}, ${count(point.tokens)} tokens` : "before training",
     `${y.short}: ${withInterval(ys, y.kind)}`,
     `${x.short}: ${withInterval(xs, x.kind)}`,
+    ...[y, x].flatMap((axis) => (axis.over?.(point) ? [`${axis.short} over ${axis.over(point)}`] : [])),
   ];
+}
+
+/** The sets of tasks that the points are over, as text; one is all that compares. */
+function kindsOf(items, x, y) {
+  return new Set(items.map(({ point }) => [y, x].map((axis) => axis.over?.(point) ?? "").join(" / ")));
 }
 
 /** The corners of the line that bounds what no point of the front is beaten by. */

@@ -59,6 +59,7 @@ function showPareto(view) {
   if (!items.length) return empty(host, `None of the ${shown.length} chosen runs has both of these scores.`);
   const trained = items.filter(({ point }) => point.step > 0);
   const front = frontOf(trained, x.better, y.better);
+  const kinds = kindsOf(trained, x, y);
   const backdrop = offered.filter((curve) => !state.hidden.has(curve.experiment));
   const start = published.base[y.task];
   const base = backdrop.length && isNumber(start) ? { x: published.base.forgetting, y: start } : null;
@@ -70,6 +71,7 @@ function showPareto(view) {
     "Outlined and joined: the front, which no other shown point beats on both axes.",
     trained.length < items.length ? "A cross is a model before training." : "",
     items.length > MOST_WHISKERS ? "Point at a mark for its 95 % intervals." : "The bars are 95 % intervals.",
+    kinds.size > 1 ? `These points are over ${kinds.size} different sets of tasks, as their cards say.` : "",
     backdrop.length ? `Grey: published, ${published.source}.` : "",
   ].join(" ");
   showFront(view, front, x, y);
@@ -108,7 +110,8 @@ function showFront(view, front, x, y) {
       estimateCell(item.ys, y.kind),
       estimateCell(item.xs, x.kind),
     ]);
-  const title = `The ${front.length} ${front.length === 1 ? "checkpoint" : "checkpoints"} on the front`;
+  const many = front.length === 1 ? "checkpoint" : "checkpoints";
+  const title = `The ${front.length} ${many} on the front of ${y.short} and ${x.short}, of the runs shown`;
   const table = tableOf(["run", element("th", { className: "text" }, "method"), "step", y.short, x.short], rows);
   const more = front.length > FRONT_ROWS ? `and ${front.length - FRONT_ROWS} more, in the plot` : "";
   find("front").replaceChildren(
@@ -153,10 +156,8 @@ function showSpread(view) {
   const { shown, state } = view;
   const byRank = state.boxes === "rank";
   find("boxes").value = byRank ? "rank" : "method";
-  const counted = shown.filter((run) => run.status === "done" && run.final && !run.is_diverged && !run.parent);
-  const name = (run) => (byRank && run.rank ? `${run.method} r${run.rank}` : run.method);
-  const place = ([run]) => view.methods.get(run.method).index;
-  const groups = [...Map.groupBy(counted, name)].sort(([, a], [, b]) => place(a) - place(b) || a[0].rank - b[0].rank);
+  const counted = shown.filter((run) => run.status === "done" && run.final && !run.is_diverged && !run.is_continuation);
+  const groups = boxesOf(counted, byRank, view.methods);
   const [learned, forgotten] = [showBoxes(view, "learned", 1, groups), showBoxes(view, "forgotten", -1, groups)];
   showSpreadTable(
     groups.map(([group]) => group),
@@ -168,6 +169,7 @@ function showSpread(view) {
   find("spread-caption").textContent = [
     "A mark per finished run, over learning rates, batch sizes and seeds;",
     "box: middle half; thick line: median; ends: worst and best run.",
+    basesIn(counted),
     counted.length < shown.length
       ? `Left out: ${shown.length - counted.length} of the chosen runs, which ${reasons}.`
       : "",

@@ -67,3 +67,23 @@ function drawRuns(context, { runs, color, shape }, at, hasBox, sx, say) {
   context.globalAlpha = 1;
   return hits;
 }
+
+/** Which base each number in the names of boxes stands for; nothing where all runs began with the same. */
+function basesIn(runs) {
+  const bases = [...new Map(runs.map((run) => [baseOf(run), run.base]))];
+  const named = bases.map(([print, base], i) => `${i + 1}: ${text(base)} (${print.slice(0, 15)})`);
+  return bases.length > 1 ? `Bases, ${named.join("; ")}.` : "";
+}
+
+/** [name, runs] of each box: runs of a method (and rank) that began with the same base. */
+function boxesOf(runs, byRank, methods) {
+  const bases = [...new Set(runs.map(baseOf))];
+  const name = (run) => {
+    const method = byRank && run.rank ? `${run.method} r${run.rank}` : run.method;
+    return bases.length > 1 ? `${method}, base ${bases.indexOf(baseOf(run)) + 1}` : method;
+  };
+  const place = ([run]) => methods.get(run.method).index;
+  const order = ([, a], [, b]) =>
+    bases.indexOf(baseOf(a[0])) - bases.indexOf(baseOf(b[0])) || place(a) - place(b) || a[0].rank - b[0].rank;
+  return [...Map.groupBy(runs, name)].sort(order);
+}

@@ -60,7 +60,7 @@ function tableRows(view, run, visible) {
     const shown = column.key === "name" ? runButton(view, run) : column.show(run);
     return element(
       "td",
-      { className: column.isText ? "text" : "" },
+      { className: column.isText ? "text" : "", title: column.tip?.(run) || null },
       shown,
       ...(small ? [element("small", {}, small)] : []),
     );
@@ -71,19 +71,33 @@ function tableRows(view, run, visible) {
   return [row, element("tr", { className }, unfolded)];
 }
 
+/** Over which tasks the run's checkpoints are, where its end is over others. */
+function stepsOver(run) {
+  const point = run.points.find(({ step }) => step === run.final?.step);
+  const differing = ["learned", "forgotten"].filter((key) => overTasks(point, key) !== overTasks(run.final, key));
+  return differing.map((key) => `${key}: ${overTasks(point, key)}`).join("; ");
+}
+
 function details(run) {
   const facts = [
     ["folder", run.id],
     ["base", run.base],
     ["began with", run.parent ?? run.branch_from],
     ["started", when(run.started_at)],
+    ["learned over", overTasks(run.final, "learned")],
+    ["forgotten over", overTasks(run.final, "forgotten")],
+    ["steps below over", stepsOver(run)],
   ].filter(([, value]) => value);
   const tasks = tasksOf(run.points).map(([task]) => task);
   const rows = run.points.map((point) => [
     text(point.step),
     count(point.tokens),
     isNumber(point.epochs) ? point.epochs.toPrecision(3) : UNKNOWN,
-    ...[point.learned, point.forgotten].map((estimate) => estimateCell(estimate, kindOfUnit(estimate?.unit))),
+    ...["learned", "forgotten"].map((key) => {
+      const cell = estimateCell(point[key], kindOfUnit(point[key]?.unit));
+      cell.title = overTasks(point, key);
+      return cell;
+    }),
     ...tasks.map((task) => taskCell(point.tasks?.[task])),
   ]);
   const table = tableOf(["step", "tokens", "epochs", "learned", "forgotten", ...tasks], rows);

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Changes with what is kept of a file."""
 
 

@@ -4,66 +4,111 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from evals.arithmetic.pareto import Point, front
-from evals.arithmetic.spread import spread
+from evals.arithmetic.spread import Trial, over_configurations, seed_deviation, spread
 
+Run = Mapping[str, Any]
 MEASURES = {"learned": True, "forgotten": False, "learning_score": True, "forgetting_average": True, "new_nll": False,
             "old_nll": False}  # fmt: skip
 """What spreads are taken of, at the end of each run: whether higher is better."""
 
 
-def spreads(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Best, median and worst of each method and rank over learning rates, batches and seeds.
+class Group(NamedTuple):
+    """What runs of a box have in common; `base` is the fingerprint of the weights, or the name where that is unknown."""
+
+    base: str
+    method: str
+    rank: int | None
+
+
+def grouped(runs: Sequence[Run]) -> dict[Group, list[Run]]:
+    """The runs whose ends compare, by base, method and rank.
 
     Runs that are done count, and those that diverged; not those that are under way or ended early, whose scores say
-    how far they were. An entry has what `Spread` has, and `values` with the `runs` they are of.
+    how far they were; nor continuations, which learned a part of it before (see `lineage.link`).
     """
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    groups: dict[Group, list[Run]] = {}
     for run in runs:
-        if run["parent"] is None and run["points"] and (run["status"] == "done" or run["is_diverged"]):
-            groups.setdefault((run["method"], run["rank"]), []).append(run)
+        if not run["is_continuation"] and (run["status"] == "done" or run["is_diverged"]):
+            group = Group(base_of(run), run["method"], run["rank"])
+            groups.setdefault(group, []).append(run)
+    return dict(sorted(groups.items(), key=lambda each: (each[0].base, each[0].method, each[0].rank or 0)))
+
+
+def base_of(run: Run) -> str:
+    """What tells a run's base from others."""
+    return str(run["base_fingerprint"] or run["base"] or "")
+
+
+def spreads(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Best, median and worst of each method and rank over learning rates, batches and seeds, from one base.
+
+    An entry has what `Spread` has over runs, `settings` with the same over configurations (the mean over the seeds of
+    each), `seed_deviation` at equal settings, and `values` with the `runs` they are of. `unscored_runs` are done, too, but
+    have no such value.
+    """
     return [
-        entry
-        for (method, rank), members in sorted(groups.items(), key=lambda group: (str(group[0][0]), group[0][1] or 0))
-        for measure in MEASURES
-        for entry in _spreads(method, rank, measure, members)
+        entry for group, own in grouped(runs).items() for measure in MEASURES for entry in _spreads(group, measure, own)
     ]
 
 
-def _spreads(method: str, rank: int | None, measure: str, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _spreads(group: Group, measure: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One entry for each unit that the runs' values are in."""
-    found = [(run["id"], *_value(run, measure)) for run in runs]
     diverged = [run["id"] for run in runs if run["is_diverged"]]
     entries = []
-    for unit in sorted({unit for _, value, unit in found if value is not None}):
-        known = [(run, value) for run, value, its in found if value is not None and its == unit and run not in diverged]
-        summary = spread(
-            [value for _, value in known] + [None] * len(diverged), higher_is_better=MEASURES[measure]
-        ).as_dict()
+    for unit in units_of(measure, runs):
+        trials = trials_of(measure, unit, runs)
+        known = [trial for trial in trials if trial.value is not None]
+        is_higher_better = MEASURES[measure]
         entries.append(
-            {"method": method, "rank": rank, "metric": measure, "unit": unit, "higher_is_better": MEASURES[measure]}
-            | summary
-            | {"values": [v for _, v in known], "runs": [run for run, _ in known], "diverged_runs": diverged}
+            {**group._asdict(), "metric": measure, "unit": unit, "higher_is_better": is_higher_better}
+            | spread([trial.value for trial in trials], higher_is_better=is_higher_better).as_dict()
+            | {"settings": spread(over_configurations(trials), higher_is_better=is_higher_better).as_dict()}
+            | {"seed_deviation": seed_deviation(trials)}
+            | {"values": [trial.value for trial in known], "runs": [trial.run for trial in known]}
+            | {"diverged_runs": diverged}
+            | {"unscored_runs": [r["id"] for r in runs if _value(r, measure)[0] is None and not r["is_diverged"]]}
         )
     return entries
 
 
-def _value(run: Mapping[str, Any], measure: str) -> tuple[float | None, str]:
-    """A run's value at its last point, and the unit; None where it has none."""
-    point = run["points"][-1]
+def units_of(measure: str, runs: Sequence[Run]) -> list[str]:
+    """The units of a measure that some runs that did not diverge have values in."""
+    found = [_value(run, measure) for run in runs if not run["is_diverged"]]
+    return sorted({unit for value, unit in found if value is not None})
+
+
+def trials_of(measure: str, unit: str, runs: Sequence[Run]) -> list[Trial]:
+    """The runs that have a measure in a unit, and those that diverged, which have no value."""
+    trials = []
+    for run in runs:
+        value, its = _value(run, measure)
+        if run["is_diverged"] or (value is not None and its == unit):
+            settings = {"lr": run["lr"], "batch": run["batch_rows"], "seed": run["seed"]}
+            value = None if run["is_diverged"] else value
+            trials.append(Trial(method=run["method"], value=value, run=run["id"], **settings))
+    return trials
+
+
+def _value(run: Run, measure: str) -> tuple[float | None, str]:
+    """A run's value at its end, and the unit; None where it has none."""
+    final = run["final"]
+    if final is None:
+        return None, ""
     if measure in ("learned", "forgotten"):
-        effect = point[measure]
+        effect = final[measure]
         return (None, "") if effect is None else (effect["value"], effect["unit"])
-    value = point["calibration"][measure] if measure in point["calibration"] else point[measure]
+    value = final["calibration"][measure] if measure in final["calibration"] else final[measure]
     return value, "nats" if measure.endswith("nll") else "accuracy"
 
 
-def pareto(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+def pareto(runs: Sequence[Run]) -> list[tuple[str, int]]:
     """(run, step) of the checkpoints that no other one beats, from the least to the most forgotten.
 
-    Only what is in the same unit and began with the same base compares; where there are several, the most frequent.
+    Only what is over the same tasks in the same unit and began with the same base compares; where there are several
+    kinds of that, the most frequent.
     """
     points: list[tuple[Hashable, Point]] = []
     for run in runs:
@@ -71,7 +116,8 @@ def pareto(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
             learned, forgotten = point["learned"], point["forgotten"]
             if learned is None or forgotten is None or learned["unit"] != forgotten["unit"]:
                 continue
-            kind = (learned["unit"], run["base_fingerprint"])
+            tasks = (frozenset(point["over"][effect]) for effect in ("learned", "forgotten"))
+            kind = (learned["unit"], base_of(run), *tasks)
             place = Point(run=run["id"], step=point["step"], learned=learned["value"], forgotten=forgotten["value"])
             points.append((kind, place))
     if not points:

@@ -1,8 +1,12 @@
 """The one document that tables and page are made of: every run, every point of it, and what they say together.
 
-{"schema", "root", "collected_at", "seconds", "runs", "skipped", "spreads", "pareto", "stages"}; what is in a run and in
-a point, `_entry` and `_point` list. An estimate is {"value", "stderr", "low", "high", "n", "unit"}; low and high are the
-ends of its paired bootstrap interval, None where it rests on a single document.
+{"schema", "root", "collected_at", "seconds", "runs", "skipped", "spreads", "reductions", "pareto", "stages"}; what is in
+a run and in a point, `_entry` and `_point` list. An estimate is {"value", "stderr", "low", "high", "n", "unit"}; low and
+high are the ends of its paired bootstrap interval, None where it rests on a single document.
+
+The figures of `points` (learned, forgotten, ...) are, as far as that can be, over tasks that all points of the run share,
+so that they make a curve; those of `final`, at the run's end, over the most complete tasks there: the rows of tables and
+the spreads. `over` names the tasks of each figure; see evals.collect.means.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from typing import Any
 from evals.collect.cache import read_cache, write_cache
 from evals.collect.comparisons import pareto, spreads
 from evals.collect.lineage import link, stages
+from evals.collect.means import over_run
+from evals.collect.robustness import reductions
 from evals.collect.rounding import rounded
 from evals.collect.summaries import CURVE, RECORD, read_items, to_keep
 from evals.collect.walk import RunFolder, Skipped, walk
 from evals.formatting import duration
-from evals.report.methods import METRICS
 
 SCHEMA = 1
 STALE = 30 * 60.0
@@ -71,6 +76,7 @@ def collect(
         "runs": runs,
         "skipped": [each._asdict() for each in sorted(skipped)],
         "spreads": rounded(spreads(runs)),
+        "reductions": rounded(reductions(runs)),
         "pareto": [list(place) for place in pareto(runs)],
         "stages": rounded(stages(runs)),
     }
@@ -102,14 +108,14 @@ def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float
     if status == "running" and now - folder.updated_at > stale:
         status = "stale"
         notes.append(f"says it is running, but wrote nothing for {duration(now - folder.updated_at)}: dead?")
-    points, of_points = _points(folder, items, record)
-    is_diverged = bool(curve.get("is_diverged"))
-    if is_diverged:
+    points, final, of_points = _points(folder, items, record)
+    if curve.get("is_diverged"):
         notes.append("diverged: the last loss is not a number")
+    answers_diverged = bool(points) and any(task["not_finite"] for task in points[-1]["tasks"].values())
     found = [items[f"rank {step}"] for step in sorted(folder.ranks)]
     ranks = [{k: v for k, v in item.items() if k != "problem"} for item in found if item["problem"] is None]
     fields = ("method", "adapter", "rank", "lr", "seed", "batch_rows", "seq_len", "base", "base_fingerprint", "steps",
-              "trainable_parameters", "started_at", "seconds", "dir", "branch_from", "init_from")  # fmt: skip
+              "trainable_parameters", "started_at", "seconds", "dir", "branch_from", "init_from", "data")  # fmt: skip
     return {
         "id": folder.id,
         "name": folder.path.name,
@@ -120,9 +126,10 @@ def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float
         "tokens_seen": _further(record.get("tokens_seen"), curve.get("tokens_seen")),
         "tokens_per_epoch": _product(record.get("rows_per_epoch"), record.get("seq_len")),
         "updated_at": folder.updated_at,
-        "is_diverged": is_diverged,
+        "is_diverged": bool(curve.get("is_diverged")) or answers_diverged,
         "notes": notes + of_points,
         "points": points,
+        "final": final,
         "loss": curve.get("loss", []),
         "rank_change": ranks[-1] if ranks else None,
     }
@@ -130,12 +137,19 @@ def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float
 
 def _points(
     folder: RunFolder, items: Mapping[str, Any], record: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The run's points by step, those with no task left out, and notes on them."""
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None, list[str]]:
+    """The run's points by step, those with no task left out; its end's figures over the most complete tasks; notes."""
     found = {step: items[f"point {step}"] for step in sorted(folder.evals)}
     notes = [f"step {step}: {note}" for step, item in found.items() for note in item["notes"]]
     found = {step: item for step, item in found.items() if item["tasks"]}
+    notes += [f"step {step}: {flaw}" for step, item in found.items() for flaw in item["flaws"]["not_finite"]]
+    notes += list(found.values())[-1]["flaws"]["truncated"] if found else []
     is_from_scratch = bool(record.get("is_from_scratch"))
+    tasks = {step: item["tasks"] for step, item in found.items()}
+    if is_from_scratch:
+        tasks = {step: {n: task | {"change": None} for n, task in each.items()} for step, each in tasks.items()}
+    points = [_point(step, tasks[step], figures, record) for step, figures in over_run(tasks).items()]
+    compared = [point["step"] for point in points if point["learned"] or point["forgotten"]]
     if is_from_scratch:
         notes.append("from scratch: nothing to forget")
     elif not found:
@@ -144,45 +158,26 @@ def _points(
         notes.append("not scored before training: no evals/0.json; keep at_start on")
     elif len(found) == 1:
         notes.append("not scored after training yet: evals/0.json is the only evaluation")
-    metric = next((m for m in METRICS if found and any(list(found.values())[-1]["effects"][m].values())), METRICS[0])
-    return [_point(step, item, metric, record, is_from_scratch) for step, item in found.items()], notes
+    elif not compared:
+        notes.append("nothing learned or forgotten: no task was scored in the same way before training and after it")
+    end = next(reversed(compared or list(tasks)), None)
+    # On its own, a point shares its tasks with no other.
+    final = None if end is None else {"step": end} | over_run({end: tasks[end]})[end]
+    return points, final, notes
 
 
 def _point(
-    step: int, item: Mapping[str, Any], metric: str, record: Mapping[str, Any], is_from_scratch: bool
+    step: int, tasks: Mapping[str, Any], figures: Mapping[str, Any], record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A point of a run. `learned` and `forgotten` are in bits per byte where the run has that, else in accuracy."""
-    tokens = _product(step, record.get("batch_rows"), record.get("seq_len"))
+    """A point of a run."""
     rows, per_epoch = _product(step, record.get("batch_rows")), record.get("rows_per_epoch")
-    effects = {name: {} if is_from_scratch else _interval_of_all(item["effects"][name]) for name in METRICS}
     return {
         "step": step,
-        "tokens": tokens,
+        "tokens": _product(step, record.get("batch_rows"), record.get("seq_len")),
         "epochs": round(rows / per_epoch, 4) if rows is not None and per_epoch else None,
-        "learned": effects[metric].get("learned"),
-        "forgotten": effects[metric].get("forgotten"),
-        "learned_accuracy": effects["accuracy"].get("learned"),
-        "forgotten_accuracy": effects["accuracy"].get("forgotten"),
-        "learning_score": item["learning_score"],
-        "forgetting_average": item["forgetting_average"],
-        "calibration": item["calibration"],
-        "tasks": {
-            name: task | {"change": None if is_from_scratch else _interval(task["change"])}
-            for name, task in item["tasks"].items()
-        },
+        **figures,
+        "tasks": tasks,
     }
-
-
-def _interval_of_all(effects: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _interval(effect) for name, effect in effects.items()}
-
-
-def _interval(effect: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """An estimate with the bootstrap's ends as its low and high."""
-    if effect is None:
-        return None
-    ends = {"low": effect.get("bootstrap_low"), "high": effect.get("bootstrap_high")}
-    return {key: effect[key] for key in ("value", "stderr", "n", "unit")} | ends
 
 
 def _further(*values: int | None) -> int | None:

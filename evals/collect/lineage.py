@@ -15,7 +15,10 @@ LINKS = {"branch_from": "branch", "init_from": "stage", "base": "stage"}
 
 
 def link(runs: Sequence[dict[str, Any]], folders: Mapping[str, str]) -> None:
-    """Set `parent` (a run's id or None) and `link` (stage, branch or None) of every run.
+    """Set `parent` (a run's id or None), `link` (stage, branch or None) and `is_continuation` of every run.
+
+    A continuation began where another run of its kind had come to: a branch, an adapter that another run had trained, or a
+    run on the same data as the one whose export it began with. A base that several runs share is no such beginning.
 
     Args:
         runs: entries of the document, with `dir`, the folder as the run itself called it.
@@ -23,12 +26,15 @@ def link(runs: Sequence[dict[str, Any]], folders: Mapping[str, str]) -> None:
     """
     owners = {os.path.normpath(folders[run["id"]]): run["id"] for run in runs}
     owners |= {os.path.normpath(run["dir"]): run["id"] for run in runs if run["dir"]}
+    data = {run["id"]: run["data"] for run in runs}
     for run in runs:
         run["parent"], run["link"] = None, None
+        run["is_continuation"] = bool(run["branch_from"] or run["init_from"])
         for setting, kind in LINKS.items():
             owner = next((owners[path] for path in _upwards(run[setting]) if path in owners), None)
             if owner is not None and owner != run["id"]:
                 run["parent"], run["link"] = owner, kind
+                run["is_continuation"] |= run["data"] is not None and run["data"] == data[owner]
                 break
 
 

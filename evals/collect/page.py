@@ -18,7 +18,9 @@ from typing import Any
 
 from evals import formatting as fmt
 from evals.collect import published
-from evals.collect.page_findings import final_point, findings, interval, notices
+from evals.collect.page_data import page_data
+from evals.collect.page_findings import findings, interval, notices
+from evals.collect.page_robustness import robustness
 
 Document = Mapping[str, Any]
 SCRIPTS = (
@@ -42,6 +44,9 @@ _READING = """<section><h2>How to read this</h2>
 <dt>Learned, forgotten</dt><dd>Learned is the improvement on the new tasks, forgotten the loss on the old ones, each
 compared with the same model before training, example by example. A minus means the opposite happened. Accuracy is in
 percentage points; with bits per byte, one bit less to write down a byte of new text is 1 learned.</dd>
+<dt>Over which tasks</dt><dd>Along a run, figures are over tasks that all of its checkpoints share, often parts such as
+hellaswag@500: in both plots above, a run compares with itself. The table's rows and the boxes are about the run's end,
+over the most complete tasks there. A card, or pointing at a cell, says which they are.</dd>
 <dt>Forgetting average</dt><dd>The mean accuracy on HellaSwag, ARC-challenge and WinoGrande. It is a score, not a
 difference: high means that more was kept.</dd>
 <dt>Intervals</dt><dd>95 %. They cover the chance in which examples were drawn, not other seeds or settings: for that,
@@ -78,12 +83,12 @@ def render(document: Document) -> str:
             (
                 _opening(document),
                 f"<noscript>{_static_table(document['runs'])}</noscript>",
-                _asset("app.html"),
+                _asset("app.html").replace("<!-- robustness -->", robustness(document.get("reductions") or [])),
                 _stages(document.get("stages") or []),
                 _skipped(document.get("skipped") or []),
                 _notes(document["runs"]),
                 _READING,
-                _data("document", document),
+                _data("document", page_data(document)),
                 _data("published", published.as_data()),
             )
         )
@@ -162,7 +167,7 @@ def _static_table(runs: Sequence[Mapping[str, Any]]) -> str:
     headers = ("Run", "Method", "Rank", "Learning rate", "Seed", "Status", "Step", "Tokens", "Learned", "Forgotten")
     rows = []
     for run in runs:
-        point = final_point(run) or {}
+        point = run.get("final") or {}
         lr = run.get("lr")
         rows.append(
             [

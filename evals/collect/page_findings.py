@@ -25,7 +25,7 @@ def findings(document: Document) -> list[str]:
 def notices(document: Document) -> list[str]:
     """What to know before comparing: unequal bases, unfinished runs, folders that were skipped."""
     runs = document["runs"]
-    prints = {run["base_fingerprint"] for run in runs if run.get("base_fingerprint") and not run.get("parent")}
+    prints = {run["base_fingerprint"] for run in runs if run.get("base_fingerprint") and not run.get("is_continuation")}
     states = Counter(run.get("status") or "unknown" for run in runs)
     unfinished = [f"{n} {status}" for status, n in sorted(states.items()) if status != "done"]
     found = []
@@ -54,19 +54,12 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
     return f"{text} ({low} to {high})"
 
 
-def final_point(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The last point where something is known to be learned or forgotten, else the last point."""
-    points: Sequence[Mapping[str, Any]] = run.get("points") or []
-    known = [point for point in points if point["step"] and (point.get("learned") or point.get("forgotten"))]
-    return known[-1] if known else (points[-1] if points else None)
-
-
 Scored = list[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 def _scored(runs: Sequence[Mapping[str, Any]]) -> Scored:
     """(run, final point) of the runs with both effects, in the unit that most of them have."""
-    pairs = [(run, point) for run in runs if (point := final_point(run)) and _units(point)]
+    pairs = [(run, point) for run in runs if (point := run.get("final")) and _units(point)]
     if not pairs:
         return []
     usual = Counter(_units(point) for _, point in pairs).most_common(1)[0][0]
@@ -86,8 +79,8 @@ def _front(document: Document, scored: Scored) -> str:
     counts = ", ".join(f"{n} of {method}" for method, n in Counter(run["method"] for run in front).most_common())
     many = "checkpoint is" if len(front) == 1 else "checkpoints are"
     return (
-        f"{len(front)} {many} on the front of learning and forgetting ({counts}): "
-        f"no checkpoint of the {len(scored)} runs scored on both learned more and forgot less."
+        f"{len(front)} {many} on the front by what was learned and forgotten since step 0 ({counts}): "
+        f"no checkpoint of the {len(scored)} runs scored on both, over the same tasks, learned more and forgot less."
     )
 
 
@@ -120,6 +113,9 @@ def _spreads(document: Document) -> str:
         and entry["best"] is not None
         and entry["worst"] is not None
     ]
+    # Not only the settings tell two bases apart.
+    usual = Counter(entry.get("base") for entry, _ in entries).most_common(1)
+    entries = [(entry, gap) for entry, gap in entries if entry.get("base") == usual[0][0]]
     if len(entries) < 2 or len({entry.get("unit") for entry, _ in entries}) > 1:
         return ""
     (narrow, least), (wide, most) = (choose(entries, key=lambda item: item[1]) for choose in (min, max))

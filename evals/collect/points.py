@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.arithmetic.estimators import ratio
-from evals.arithmetic.forgetting import UNITS, Changes, Estimate, average, changes, estimate, without_subsets
-from evals.collect.intervals import draw, percentiles
+from evals.arithmetic.forgetting import UNITS, Changes, Estimate, changes, estimate
+from evals.collect.intervals import interval
 from evals.collect.rounding import rounded
 from evals.errors import EvalError
-from evals.report.methods import METRICS, averaged, forgetting_suite
 from evals.results import SCHEMA, read_result
 
 KEPT = (
+    "kind",
     "domain",
     "suite",
     "metric",
@@ -33,8 +32,15 @@ KEPT = (
     "pass_at_k",
     "unique",
     "posterior",
+    "truncated",
+    "not_finite",
 )
 """Of a task's entry."""
+FLAWS = {
+    "truncated": "{n:,} prompts of {task} were cut to the model's length",
+    "not_finite": "{n:,} answers of {task} are not numbers: the model diverged",
+}
+"""What a count above 0 means to readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ def read_evaluation(paths: Iterable[Path]) -> Evaluation:
 
 
 def summarize(now: Evaluation, start: Evaluation | None) -> dict[str, Any]:
-    """A point of the document: tasks, effects, means; and its notes and skipped files.
+    """A point of the document: its tasks, each with its change; notes, and skipped files.
 
     Args:
         now: the step's evaluation.
@@ -91,31 +97,31 @@ def summarize(now: Evaluation, start: Evaluation | None) -> dict[str, Any]:
     """
     shown = {name: _task(entry) for name, entry in now.tasks.items()}
     paired, notes = _paired(start, now)
-    gains = _gains(paired)
-    for name, gain in gains.items():
-        shown[name]["change"] = _mean_gain([gain]).as_dict()
-    counted = without_subsets(now.tasks)
-    summary = {
-        "tasks": shown,
-        "effects": {metric: _effects(metric, now.tasks, gains) for metric in METRICS},
-        "learning_score": _mean(
-            [_score(now.tasks[name]) for name in counted if _is_of(now.tasks[name], "new", "accuracy")]
-        ),
-        "forgetting_average": _forgetting_average(now.tasks, counted),
-        "calibration": {
-            f"{domain}_{key}": value
-            for domain in ("new", "old")
-            for key, value in _calibration(now.tasks, domain).items()
-        },
+    for name, change in paired.items():
+        shown[name]["change"] = _change(change)
+    return {
+        "tasks": rounded(shown),
         "notes": [*now.notes, *notes],
+        "flaws": {key: _flaws(key, now) for key in FLAWS},
         "skipped": [list(each) for each in now.skipped],
         "is_settled": now.is_settled and (start is None or start.is_settled),
     }
-    return {key: rounded(value) for key, value in summary.items()}
 
 
 def _task(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry.get(key) for key in KEPT} | {"score": _score(entry), "change": None}
+    harness = entry.get("harness")
+    return {key: entry.get(key) for key in KEPT} | {
+        "harness": {"task": harness.get("task")} if isinstance(harness, Mapping) else None,
+        "has_nll": "nll" in entry,
+        "score": _score(entry),
+        "change": None,
+    }
+
+
+def _flaws(key: str, now: Evaluation) -> list[str]:
+    """A sentence for each task with such a flaw."""
+    counts = {name: entry.get(key) for name, entry in now.tasks.items()}
+    return [FLAWS[key].format(n=n, task=name) for name, n in counts.items() if isinstance(n, int) and n > 0]
 
 
 def _paired(start: Evaluation | None, now: Evaluation) -> tuple[dict[str, Changes], list[str]]:
@@ -174,16 +180,12 @@ def credits_of(task: Mapping[str, Any]) -> Credits | None:
     return Credits(ids, column) if np.isfinite(column).all() else None
 
 
-@dataclass(frozen=True)
-class _Gain:
-    """A task's improvement, and its draws, which are independent of those of other tasks."""
-
-    estimate: Estimate
-    draws: NDArray[np.float64] | None
-
-
-def _gains(paired: Mapping[str, Changes]) -> dict[str, _Gain]:
-    return {name: _Gain(_estimate(change), draw(change, i)) for i, (name, change) in enumerate(sorted(paired.items()))}
+def _change(paired: Changes) -> dict[str, Any]:
+    """{"value", "stderr", "low", "high", "n", "unit"}, low and high being the bootstrap's."""
+    found = _estimate(paired)
+    low, high = interval(paired)
+    known = {"value": found.value, "stderr": found.stderr, "low": low, "high": high}
+    return known | {"n": found.n, "unit": found.unit}
 
 
 def _estimate(paired: Changes) -> Estimate:
@@ -194,44 +196,6 @@ def _estimate(paired: Changes) -> Estimate:
     return Estimate(value=value, n=len(paired.ids), stderr=stderr, unit=UNITS[paired.metric])
 
 
-def _mean_gain(gains: Sequence[_Gain]) -> Estimate:
-    low, high = percentiles([gain.draws for gain in gains])
-    return replace(average([gain.estimate for gain in gains]), bootstrap_low=low, bootstrap_high=high)
-
-
-def _effects(metric: str, tasks: Mapping[str, Mapping[str, Any]], gains: Mapping[str, _Gain]) -> dict[str, Any]:
-    """`learned` and `forgotten` in a metric, over the tasks of the new and of the old domain; None without such a task."""
-    new, old = ([gains[name] for name in averaged(tasks, gains, domain, metric)] for domain in ("new", "old"))
-    return {
-        "learned": _mean_gain(new).as_dict() if new else None,
-        "forgotten": _mean_gain(old).negated().as_dict() if old else None,
-    }
-
-
-def _forgetting_average(tasks: Mapping[str, Mapping[str, Any]], counted: Iterable[str]) -> float | None:
-    """The study's mean of three tasks (arXiv 2405.09673, section 3.3); None unless all of them were scored."""
-    return _mean([_score(tasks[name]) for name in forgetting_suite(tasks, counted)])
-
-
-def _calibration(tasks: Mapping[str, Mapping[str, Any]], domain: str) -> dict[str, float | None]:
-    """Means over a domain's tasks of choices; None where not measured, or undefined for one of the tasks."""
-    chosen = [task for task in tasks.values() if _is_of(task, domain, "accuracy")]
-    chosen = [task for task in chosen if "nll" in task] or chosen
-    sampled = [task.get("posterior") or {} for task in chosen]
-    values = {key: [task.get(key) for task in chosen] for key in ("nll", "ece")}
-    values |= {f"posterior_{key}": [task.get(key) for task in sampled] for key in ("nll", "ece")}
-    return {key: _mean(of_tasks) for key, of_tasks in values.items()}
-
-
-def _is_of(task: Mapping[str, Any], domain: str, metric: str) -> bool:
-    return task.get("domain") == domain and task.get("metric") == metric
-
-
 def _score(task: Mapping[str, Any]) -> float | None:
     value = task.get("score")
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None

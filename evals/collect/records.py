@@ -63,6 +63,7 @@ def describe(run: Run) -> dict[str, Any]:
         "seconds": _number(run.get("seconds")),
         "dir": _text(run.get("config", "run", "dir")),
         "branch_from": _text(run.get("config", "run", "branch_from")),
+        "data": _data(run.get("config", "data", "sources")),
         "init_from": _text(run.get("config", "adapter", "init_from")),
     }
 
@@ -82,6 +83,14 @@ def _whole(value: Any) -> int | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _data(sources: Any) -> list[str] | None:
+    """The files that a run trains on, and nothing of how they are mixed."""
+    if not isinstance(sources, dict) or not all(isinstance(source, dict) for source in sources.values()):
+        return None
+    names = [[source.get(key) for key in ("path", "dataset", "subset", "split")] for source in sources.values()]
+    return sorted(" ".join(str(part) for part in name if part) for name in names) or None
 
 
 def _seconds(value: Any) -> float | None:

@@ -30,7 +30,18 @@ CHUNK = 8
 """Runs that a process is given at a time."""
 FEW_BYTES = 20_000_000
 """Up to so much to read, more processes take longer to start than they save."""
-RANK_KEYS = ("share", "before", "after", "step", "modules", "layers", "rank", "max_rank", "relative_change")
+RANK_KEYS = (
+    "share",
+    "before",
+    "after",
+    "step",
+    "modules",
+    "layers",
+    "rank",
+    "full_rank",
+    "max_rank",
+    "relative_change",
+)
 
 Items = dict[str, Any]
 

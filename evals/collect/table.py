@@ -24,16 +24,22 @@ RUN_COLUMNS: dict[str, Kind] = {
 }  # fmt: skip
 """Of the run, the same in all of its rows; `run_step` is how far it is, `updated_at` in seconds since 1970."""
 EFFECTS = ("learned", "forgotten", "learned_accuracy", "forgotten_accuracy")
+SCORES = ("learning_score", "forgetting_average")
+FINAL_COLUMNS: dict[str, Kind] = {"final_step": "int64", **{f"final_{name}": "double" for name in (*EFFECTS, *SCORES)}}
+"""The run's end over the most complete tasks there, the same in all of its rows, which are over tasks that the run's
+checkpoints share."""
 CALIBRATION = tuple(
     f"{domain}_{key}" for domain in ("new", "old") for key in ("nll", "ece", "posterior_nll", "posterior_ece")
 )
 POINT_COLUMNS: dict[str, Kind] = {
     "step": "int64", "tokens": "int64", "epochs": "double", "unit": "string",
     **{f"{name}{end}": "double" for name in EFFECTS for end in ("", "_stderr", "_low", "_high")},
-    "learning_score": "double", "forgetting_average": "double", **dict.fromkeys(CALIBRATION, "double"), "notes": "string",
+    **dict.fromkeys((*SCORES, *CALIBRATION), "double"), "learned_over": "string", "forgotten_over": "string",
+    "notes": "string",
 }  # fmt: skip
-"""Of the checkpoint; `unit` is that of `learned` and `forgotten`. Notes are the run's, joined by "; "."""
-COLUMNS = RUN_COLUMNS | POINT_COLUMNS
+"""Of the checkpoint; `unit` is that of `learned` and `forgotten`, `_over` the tasks they are the means of, with blanks
+between. Notes are the run's, joined by "; "."""
+COLUMNS = RUN_COLUMNS | FINAL_COLUMNS | POINT_COLUMNS
 OF_TASK = ("score", "change", "nll", "ece")
 
 
@@ -106,11 +112,16 @@ def _typed(value: Any, kind: Kind) -> Any:
 def _of_run(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     of_run = {name: run.get(name) for name in RUN_COLUMNS}
     of_run |= {"run": run["id"], "run_step": run["step"], "notes": "; ".join(run["notes"])}
+    if run["final"] is not None:
+        final = run["final"]
+        of_run |= {f"final_{name}": final[name] for name in ("step", *SCORES)}
+        of_run |= {f"final_{name}": final[name] and final[name]["value"] for name in EFFECTS}
     return [of_run | _of_point(point) for point in run["points"]] or [of_run]
 
 
 def _of_point(point: Mapping[str, Any]) -> dict[str, Any]:
-    row = {name: point[name] for name in ("step", "tokens", "epochs", "learning_score", "forgetting_average")}
+    row = {name: point[name] for name in ("step", "tokens", "epochs", *SCORES)}
+    row |= {f"{name}_over": " ".join(point["over"].get(name, ())) or None for name in EFFECTS[:2]}
     for name in EFFECTS:
         effect = point[name]
         if effect is not None:

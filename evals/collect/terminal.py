@@ -117,7 +117,8 @@ def _method(method: str, rank: int | None, runs: Sequence[Row]) -> Row:
 
 
 def _last(run: Row) -> Row:
-    return run["points"][-1] if run["points"] else {}
+    """Its end, over the most complete tasks there."""
+    return run["final"] or {}
 
 
 def _effect(key: str) -> Callable[[Row], str]:

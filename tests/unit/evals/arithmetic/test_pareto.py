@@ -1,14 +1,13 @@
-"""The front and its area against brute force."""
+"""The front against brute force."""
 
 from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.arithmetic.pareto import Point, front, hypervolume
+from evals.arithmetic.pareto import Point, front
 
 
 def points(*places: tuple[float, float]) -> list[Point]:
@@ -55,20 +54,3 @@ def test_the_order_of_the_points_does_not_matter(cloud: list[Point], random: obj
     shuffled = list(cloud)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert {p.step for p in front(shuffled)} == {p.step for p in front(cloud)}
-
-
-@given(clouds, small, small)
-def test_the_area_counts_the_cells_that_a_point_dominates(cloud: list[Point], learned: float, limit: float) -> None:
-    cells = 0
-    for up in range(-6, 8):
-        for right in range(-6, 8):
-            is_inside = up >= learned and right + 1 <= limit
-            cells += is_inside and any(p.learned >= up + 1 and p.forgotten <= right for p in cloud)
-    assert hypervolume(cloud, learned=learned, forgotten=limit) == pytest.approx(cells)
-
-
-def test_the_base_model_adds_nothing() -> None:
-    cloud = points((2, 1), (3, 4))
-    assert hypervolume(cloud, forgotten=5) == 2 * 3 + 3 * 1
-    assert hypervolume([*cloud, *points((0, 0))], forgotten=5) == hypervolume(cloud, forgotten=5)
-    assert hypervolume(points((0, 0), (-1, -1)), forgotten=5) == 0

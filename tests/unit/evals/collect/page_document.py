@@ -89,6 +89,10 @@ def _run(index: int, points: int, loss_points: int, noise: random.Random) -> dic
             for i in range(loss_points)
         ],
         "rank_change": _rank(rank, noise) if index % 8 == 0 else None,
+        "parent": None,
+        "is_diverged": False,
+        "is_continuation": False,
+        "final": {key: value for key, value in scored[-1].items() if key not in ("tasks", "tokens", "epochs")},
     }
 
 
@@ -123,6 +127,8 @@ def _point(step: int, gained: float, lost: float, noise: random.Random) -> dict[
         "forgotten": estimate(0.671 - kept, 0.006) if step else None,
         "learning_score": score,
         "forgetting_average": kept,
+        "over": ({"learned": ["humaneval"], "forgotten": list(OLD)} if step else {})
+        | {"learning_score": ["humaneval"], "forgetting_average": list(OLD)},
         "tasks": tasks,
     }
 

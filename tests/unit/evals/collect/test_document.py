@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.synthetic_runs import KINDS, make_runs
 from evals.collect.document import collect
+from evals.collect.table import rows
 from evals.errors import EvalError
 from evals.report.summary import build_report
 
@@ -186,3 +187,95 @@ def test_a_study_without_runs(tmp_path: Path) -> None:
     assert [document[key] for key in ("runs", "skipped", "spreads", "pareto", "stages")] == [[]] * 5
     with pytest.raises(EvalError, match="no such folder"):
         collect([tmp_path / "none"])
+
+
+def change_tasks(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite a file of results."""
+    content = json.loads(path.read_text())
+    change(content["tasks"])
+    path.write_text(json.dumps(content))
+
+
+def test_parts_on_the_way_and_the_whole_at_both_ends(tmp_path: Path) -> None:
+    (path,) = make_runs(tmp_path, 1, examples=20, points=3)
+    for step, share in ((0, 1.0), (400, 0.5)):
+
+        def add_whole(tasks: dict[str, Any], share: float = share) -> None:
+            for name in [name for name in tasks if name.endswith("@20")]:
+                examples = [{"id": str(i), "correct": float(i < 40 * share), "nll": 1.0} for i in range(40)]
+                tasks[name.removesuffix("@20")] = tasks[name] | {"score": share, "n": 40, "examples": examples}
+
+        change_tasks(path / "evals" / f"{step}.json", add_whole)
+    document = collect([tmp_path])
+    (run,) = document["runs"]
+    names = [f"{name}@20" for name in ("hellaswag", "arc_challenge", "winogrande")]
+    assert [point["over"].get("forgotten") for point in run["points"]] == [None, names, names]
+    assert [point["over"]["forgetting_average"] for point in run["points"]] == [names] * 3
+    last = run["points"][-1]
+    assert last["forgetting_average"] == pytest.approx(
+        sum(last["tasks"][name]["score"] for name in names) / 3, rel=1e-5
+    )
+    assert last["forgotten"]["n"] == 60
+    final = run["final"]
+    assert (final["step"], final["forgetting_average"], final["forgotten"]["value"]) == (400, 0.5, 0.5)
+    assert (final["forgotten"]["n"], final["over"]["forgotten"]) == (120, [name.removesuffix("@20") for name in names])
+    (spread,) = (each for each in document["spreads"] if each["metric"] == "forgotten")
+    assert spread["values"] == [0.5]
+    assert {row["forgotten_over"] for row in rows(document)} == {None, " ".join(names)}
+    assert {row["final_forgotten"] for row in rows(document)} == {0.5}
+
+
+def test_a_model_of_nans_has_diverged_though_its_loss_was_a_number(tmp_path: Path) -> None:
+    path, _ = make_runs(tmp_path, 2, examples=20, points=3)
+
+    def break_arc(tasks: dict[str, Any]) -> None:
+        tasks["arc_challenge@20"] |= {"not_finite": 80, "truncated": 2, "score": 0.0, "stderr": 0.0}
+
+    change_tasks(path / "evals" / "400.json", break_arc)
+    document = collect([tmp_path])
+    run = by_id(document)["/".join(path.parts[-2:])]
+    assert run["notes"] == [
+        "step 400: 80 answers of arc_challenge@20 are not numbers: the model diverged",
+        "2 prompts of arc_challenge@20 were cut to the model's length",
+    ]
+    assert (run["status"], run["is_diverged"]) == ("done", True)
+    assert all(run["id"] not in entry["runs"] for entry in document["spreads"])
+
+
+def test_a_run_without_any_effect_is_listed_and_noted(tmp_path: Path) -> None:
+    path, *_ = make_runs(tmp_path, 11, examples=20, points=3)
+
+    def rename(tasks: dict[str, Any]) -> None:
+        for task in tasks.values():
+            task["fingerprint"] = "another"
+
+    change_tasks(path / "evals" / "0.json", rename)
+    document = collect([tmp_path])
+    run = by_id(document)["/".join(path.parts[-2:])]
+    assert (
+        "nothing learned or forgotten: no task was scored in the same way before training and after it" in run["notes"]
+    )
+    listed = [
+        e["unscored_runs"] for e in document["spreads"] if (e["method"], e["metric"]) == (run["method"], "learned")
+    ]
+    assert listed == [[run["id"]]]
+
+
+def test_runs_from_another_runs_export_have_a_spread(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    base = make_run(tmp_path, "base", base=None)
+    config = json.loads((make_run(tmp_path, "a", "lora", base=str(base / "export")) / "run.json").read_text())["config"]
+    branch = config | {"run": config.get("run", {}) | {"branch_from": str(tmp_path / "a" / "checkpoints" / "50")}}
+    make_run(tmp_path, "branch", "lora", base=str(base / "export"), config=branch)
+    document = collect([tmp_path])
+    runs = by_id(document)
+    assert (runs["a"]["parent"], runs["a"]["link"]) == ("base", "stage")
+    assert [each["runs"] for each in document["spreads"] if each["metric"] == "learned"] == [["a"]]
+    assert document["reductions"] == []
+
+
+def test_the_study_says_how_much_less_settings_matter(study40: tuple[list[Path], dict[str, Any]]) -> None:
+    found = study40[1]["reductions"]
+    names = {(e["reference"]["name"], e["method"]["name"], e["rank"], e["metric"]) for e in found}
+    assert ("LoRA", "MonteCLoRA", 64, "learned") in names
+    assert ("full finetuning", "LoRA", 16, "forgotten") in names
+    assert all(entry["range"]["relative_low"] <= entry["range"]["relative_high"] for entry in found)

@@ -10,7 +10,7 @@ from evals.collect.lineage import link, stages
 
 
 def run(name: str, **fields: Any) -> dict[str, Any]:
-    defaults = {"dir": None, "branch_from": None, "init_from": None, "base": "models/base", "points": []}
+    defaults = {"dir": None, "branch_from": None, "init_from": None, "base": "models/base", "data": None, "points": []}
     return {"id": name} | defaults | fields
 
 
@@ -89,3 +89,17 @@ def test_chains_without_scores_and_circles_are_no_chains() -> None:
     circle = [run("a", dir="r/a", base="r/b/export"), run("b", dir="r/b", base="r/a/export")]
     linked(*circle)
     assert stages(circle) == []
+
+
+def test_a_run_on_the_data_of_the_one_before_is_a_continuation_and_one_from_a_common_base_is_not() -> None:
+    runs = [
+        run("base", dir="r/base", data=["prose"]),
+        run("a", dir="r/a", base="r/base/export", data=["code"]),
+        run("more", base="r/a/export", data=["code"]),
+        run("next", base="r/a/export", data=["maths"]),
+        run("unknown", base="r/a/export"),
+        run("branch", branch_from="r/a/checkpoints/5", data=["code"]),
+        run("adapter", init_from="elsewhere/export", data=["maths"]),
+    ]
+    linked(*runs)
+    assert [each["id"] for each in runs if each["is_continuation"]] == ["more", "branch", "adapter"]

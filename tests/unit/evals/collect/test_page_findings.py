@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evals.collect.page_findings import final_point, findings, interval, notices
+from evals.collect.page_findings import findings, interval, notices
 from tests.unit.evals.collect.page_document import estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -23,6 +23,7 @@ def run(name: str, method: str, learned: float, forgotten: float, **fields: Any)
         "rank": None,
         "status": "done",
         "points": [start, point],
+        "final": point,
     } | fields
 
 
@@ -45,9 +46,9 @@ def test_findings_name_the_runs_they_are_about() -> None:
     }
     front, most, near, spreads = findings(document)
     assert front.startswith(
-        "2 checkpoints are on the front of learning and forgetting (1 of full finetuning, 1 of LoRA):"
+        "2 checkpoints are on the front by what was learned and forgotten since step 0 (1 of full finetuning, 1 of LoRA):"
     )
-    assert "of the 4 runs scored on both" in front
+    assert "of the 4 runs scored on both, over the same tasks," in front
     assert (
         most
         == "Most learned: a (full finetuning), +20.0 points (+18.0 to +22.0), having forgotten +10.0 points (+8.0 to +12.0)."
@@ -74,7 +75,7 @@ def test_what_is_not_there_is_not_spoken_of() -> None:
 def test_notices() -> None:
     first = run("a", "LoRA", 0.1, 0.0, base_fingerprint="x", status="running")
     second = run("b", "LoRA", 0.1, 0.0, base_fingerprint="y", status="failed")
-    stage = run("c", "LoRA", 0.1, 0.0, base_fingerprint="z", parent="a")
+    stage = run("c", "LoRA", 0.1, 0.0, base_fingerprint="z", is_continuation=True)
     bases, unfinished, skipped = notices({"runs": [first, second, stage], "skipped": [{"path": "p", "reason": "r"}]})
     assert bases.startswith("The runs started from 2 different base weights")
     assert unfinished == "Not finished: 1 failed, 1 running. Their points so far are shown."
@@ -95,9 +96,8 @@ def test_interval(given: dict[str, Any] | None, text: str) -> None:
     assert interval(given) == text
 
 
-def test_final_point_is_the_last_that_says_something() -> None:
-    known = {"step": 5, "learned": estimate(0.1, 0.1), "forgotten": None}
-    later = {"step": 9, "learned": None, "forgotten": None}
-    assert final_point({"points": [{"step": 0}, known, later]}) == known
-    assert final_point({"points": [{"step": 0}]}) == {"step": 0}
-    assert final_point({"points": []}) is None
+def test_spreads_of_another_base_are_not_set_against_each_other() -> None:
+    near = [spread("LoRA", 0.2, 0.1) | {"base": "b"}, spread("MonteCLoRA", 0.2, 0.15) | {"base": "b"}]
+    other = spread("full finetuning", 0.9, 0.0) | {"base": "c"}
+    *_, said = findings({"runs": [run("a", "LoRA", 0.1, 0.0)], "spreads": [*near, other]})
+    assert "most with LoRA" in said

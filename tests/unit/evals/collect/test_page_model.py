@@ -19,7 +19,10 @@ from evals.collect import page, published
 from tests.unit.evals.collect.page_document import make_document
 
 NODE = shutil.which("node")
-SOURCES = [Path(page.__file__).with_name(name) for name in ("app_numbers.js", "app_model.js", "app_axes.js")]
+SOURCES = [
+    Path(page.__file__).with_name(name)
+    for name in ("app_numbers.js", "app_model.js", "app_axes.js", "app_spread.js", "app_pareto.js")
+]
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 
@@ -190,3 +193,59 @@ def test_published_curves_only_stand_behind_the_same_scores() -> None:
         "return given[1].map(([x, y]) => comparable(given[0], x, y).length)", [published.as_data(), axes]
     )
     assert found == [n for *_, n in axes]
+
+
+def test_runs_of_different_bases_are_never_in_one_box() -> None:
+    runs = [
+        {"method": m, "rank": 16, "base": "b", "base_fingerprint": f}
+        for m, f in (("LoRA", "x"), ("LoRA", "y"), ("full", "x"))
+    ]
+    # Browsers have it; Node since version 21.
+    body = """
+      Map.groupBy ??= (items, key) => items.reduce((m, each) => m.set(key(each), [...(m.get(key(each)) ?? []), each]), new Map());
+      const methods = new Map([["full", { index: 0 }], ["LoRA", { index: 1 }]]);
+      return [boxesOf(given, false, methods).map(([name, own]) => [name, own.length]), basesIn(given),
+              boxesOf(given.slice(1, 2), true, methods)[0][0], basesIn(given.slice(1, 2))];
+    """
+    boxes, named, alone, nothing = javascript(body, runs)
+    assert boxes == [["full, base 1", 1], ["LoRA, base 1", 1], ["LoRA, base 2", 1]]
+    assert (named, alone, nothing) == ("Bases, 1: b (x); 2: b (y).", "LoRA r16", "")
+
+
+def test_the_end_of_a_run_is_over_the_most_complete_tasks(document: dict[str, Any]) -> None:
+    run = dict(document["runs"][0])
+    run["final"] = run["final"] | {"forgetting_average": 0.123, "over": {"forgotten": ["prose"]}}
+    body = "const [run] = prepare(given); return [run.final.forgetting_average, Object.keys(run.final.tasks), overTasks(run.final, 'forgotten')]"
+    assert javascript(body, [run]) == [0.123, list(run["points"][-1]["tasks"]), "prose"]
+    assert javascript("return prepare(given)[0].final", [run | {"final": None}]) is None
+
+
+def test_points_over_other_tasks_are_of_another_kind(document: dict[str, Any]) -> None:
+    point = document["runs"][0]["points"][-1]
+    other = point | {"over": point["over"] | {"forgotten": ["hellaswag@500"]}}
+    body = """
+      const { x, y } = axesOf([{ points: given }]);
+      const [across, up] = [x.find(({ key }) => key === "forgotten/accuracy"), y[0]];
+      const items = given.map((point) => ({ point, run: {}, xs: across.read(point), ys: up.read(point) }));
+      return [kindsOf(items, across, up).size, kindsOf(items.slice(0, 1), across, up).size,
+              pointLines({ ...items[1], run: { method: "LoRA", status: "done" } }, across, up)];
+    """
+    several, one, lines = javascript(body, [point, other])
+    assert (several, one) == (2, 1)
+    assert lines[-2:] == ["learned over humaneval", "forgotten over hellaswag@500"]
+
+
+def test_the_forgetting_average_has_the_interval_of_its_own_tasks(document: dict[str, Any]) -> None:
+    point = json.loads(json.dumps(document["runs"][0]["points"][-1]))
+    wanted = javascript("return keptEstimate(given)", point)
+    assert wanted["low"] < point["forgetting_average"] < wanted["high"]
+    point["tasks"]["hellaswag@9"] = point["tasks"]["hellaswag"] | {"score": 0.0, "stderr": 0.5}
+    assert javascript("return keptEstimate(given)", point) == wanted
+
+
+def test_parts_of_a_suite_and_the_whole_are_means_of_their_own(document: dict[str, Any]) -> None:
+    task = document["runs"][0]["points"][-1]["tasks"]["humaneval"] | {"suite": "maths"}
+    tasks = {name: task | {"score": score} for name, score in (("a", 0.2), ("b", 0.4), ("a@5", 0.6), ("b@5", 0.8))}
+    body = "return axesOf([{ points: [given] }]).y.filter(({ key }) => key.startsWith('suite')).map(({ key, read }) => [key, read(given).value])"
+    found = javascript(body, {"tasks": tasks})
+    assert sorted(found) == [["suite/maths", pytest.approx(0.3)], ["suite/maths@5", pytest.approx(0.7)]]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.arithmetic.forgetting import average, changes, estimate
+from evals.arithmetic.forgetting import changes, estimate
 from evals.collect.points import Evaluation, credits_of, quick_changes, read_evaluation, summarize
 from evals.errors import EvalError
 from evals.report.methods import measure
@@ -79,56 +79,25 @@ def test_other_questions_take_the_long_way_and_say_so() -> None:
     )
 
 
-def test_effects_are_those_of_the_report(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+def test_changes_are_those_of_the_report(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     path = make_run(tmp_path, "a", "monteclora")
     found = summarize(read_evaluation([path / "evals" / "100.json"]), read_evaluation([path / "evals" / "0.json"]))
     method = measure(load_run(path))
-    for metric in ("bits_per_byte", "accuracy"):
-        for key, domain in (("learned", "new"), ("forgotten", "old")):
-            theirs = method.effect(domain, metric)
-            assert theirs is not None
-            ours = found["effects"][metric][key]
-            assert ours["value"] == pytest.approx(theirs.value, rel=1e-5)
-            assert ours["stderr"] == pytest.approx(theirs.stderr, rel=1e-5)
-            assert ours["bootstrap_low"] <= ours["value"] <= ours["bootstrap_high"]
+    for name, paired in method.changes.items():
+        theirs, ours = estimate(paired), found["tasks"][name]["change"]
+        assert (ours["value"], ours["stderr"]) == pytest.approx((theirs.value, theirs.stderr), rel=1e-5)
+        assert ours["low"] <= ours["value"] <= ours["high"]
     assert "examples" not in json.dumps(found)
-    assert found["calibration"]["new_posterior_nll"] == pytest.approx(
-        method.final["code_choice"]["posterior"]["nll"], rel=1e-5
-    )
-    assert found["learning_score"] == pytest.approx(0.72)  # of code_choice; prose is the old domain
-    assert found["forgetting_average"] is None
 
 
-def test_a_larger_part_of_a_task_counts_alone() -> None:
-    small, large = entry([1, 1, 1, 1]), entry([1, 1, 0, 0])
-    start = evaluation(arc=small, arc_at_4=small, boolq=small)
-    now = evaluation(arc=large, arc_at_4=entry([0, 0, 0, 0]), boolq=small)
-    found = summarize(now, start)
-    assert found["effects"]["accuracy"]["forgotten"]["value"] == 0.25  # of arc and boolq
-    assert found["tasks"]["arc@4"]["change"]["value"] == -1
-    assert found["effects"]["accuracy"]["learned"] is None
-    assert found["effects"]["bits_per_byte"] == {"learned": None, "forgotten": None}
-
-
-def test_forgetting_average_needs_all_three() -> None:
-    three = {
-        "hellaswag_at_200": entry([1, 1], harness={"task": "hellaswag"}),
-        "arc_challenge": entry([1, 0], harness={"task": "arc_challenge"}),
-        "winogrande:5": entry([0, 0], harness={"task": "winogrande"}),
+def test_answers_that_are_no_numbers_and_cut_prompts_are_told() -> None:
+    broken = entry([0, 0], not_finite=1412, truncated=3)
+    found = summarize(evaluation(arc=broken, boolq=entry([1, 1], not_finite=0, truncated=0)), None)
+    assert found["flaws"] == {
+        "truncated": ["3 prompts of arc were cut to the model's length"],
+        "not_finite": ["1,412 answers of arc are not numbers: the model diverged"],
     }
-    assert summarize(evaluation(**three), None)["forgetting_average"] == 0.5
-    del three["arc_challenge"]
-    assert summarize(evaluation(**three), None)["forgetting_average"] is None
-
-
-def test_other_old_tasks_do_not_change_what_was_forgotten_of_the_whole_suite() -> None:
-    names = ("hellaswag", "arc_challenge", "winogrande", "piqa")
-    start = evaluation(**{name: entry([1, 1], harness={"task": name}) for name in names})
-    now = evaluation(**{name: entry([1, 0], harness={"task": name}) for name in names[:3]},
-                     piqa=entry([0, 0], harness={"task": "piqa"}))  # fmt: skip
-    assert summarize(now, start)["effects"]["accuracy"]["forgotten"]["value"] == 0.5
-    del now.tasks["hellaswag"]
-    assert summarize(now, start)["effects"]["accuracy"]["forgotten"]["value"] == pytest.approx(2 / 3)
+    assert (found["tasks"]["arc"]["not_finite"], found["tasks"]["boolq"]["not_finite"]) == (1412, 0)
 
 
 def test_another_protocol_is_not_paired() -> None:
@@ -137,14 +106,6 @@ def test_another_protocol_is_not_paired() -> None:
     found = summarize(now, start)
     assert found["tasks"]["piqa"]["change"] is None
     assert found["notes"]
-
-
-def test_mean_change_of_tasks_of_equal_size() -> None:
-    start = evaluation(a=entry([0, 0, 1], "new"), b=entry([0, 0, 1], "new"))
-    now = evaluation(a=entry([1, 0, 1], "new"), b=entry([1, 1, 1], "new"))
-    ours = summarize(now, start)["effects"]["accuracy"]["learned"]
-    theirs = average([estimate(changes(start.tasks[name], now.tasks[name])) for name in "ab"])
-    assert (ours["value"], ours["stderr"]) == pytest.approx((theirs.value, theirs.stderr), rel=1e-5)
 
 
 def test_diverged_scores_are_null_and_noted() -> None:

@@ -43,6 +43,13 @@ def test_fields(tmp_path: Path) -> None:
     assert {key: found[key] for key in expected} == expected
 
 
+def test_data_are_the_files_whatever_their_weights(tmp_path: Path) -> None:
+    sources = {"b": {"path": "b.jsonl", "weight": 2.0}, "a": {"dataset": "a", "subset": "x", "split": "train"}}
+    assert read(tmp_path, RECORD | {"config": {"data": {"sources": sources}}})["data"] == ["a x train", "b.jsonl"]
+    assert read(tmp_path, RECORD)["data"] is None
+    assert read(tmp_path, RECORD | {"config": {"data": {"sources": {"a": "b.jsonl"}}}})["data"] is None
+
+
 def test_full_finetuning_has_no_rank_whatever_its_recipe_says(tmp_path: Path) -> None:
     assert read(tmp_path, RECORD | {"config": {"adapter": {"kind": "none", "rank": 16}}})["rank"] is None
 

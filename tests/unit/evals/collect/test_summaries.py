@@ -110,3 +110,4 @@ def test_ranks_are_kept_without_rows(tmp_path: Path) -> None:
     ((_, items),) = read_items(walk([tmp_path])[0], {}).items()
     assert set(items["rank 400"]) == {*summaries.RANK_KEYS, "problem"}
     assert len(items["rank 400"]["rank"]) == 32
+    assert items["rank 400"]["full_rank"][31] == [4096] * 7
