@@ -58,16 +58,19 @@ def run_collect(
         raise EvalError(f"{existing}: cannot be written; {ELSEWHERE}")
     before = _look(roots, out, json, csv, stale, None)
     _show(before, out, console)
+    if watch is not None:
+        console.print(f"looking again every {watch:g} s; Ctrl-C ends")
     while watch is not None:
-        console.print(f"again in {watch:g} s; Ctrl-C ends")
         time.sleep(watch)
         try:
-            before = _look(roots, out, json, csv, stale, before)
+            now = _look(roots, out, json, csv, stale, before)
         except EvalError as error:
             console.print(str(error), markup=False)
             continue
-        console.clear()
-        _show(before, out, console)
+        if _lasting(now) != _lasting(before):
+            console.clear()
+            _show(now, out, console)
+        before = now
 
 
 def _look(
@@ -108,6 +111,8 @@ def _write(document: Mapping[str, Any], out: Path, json: Path | None, csv: Path 
 def _show(document: Mapping[str, Any], out: Path, console: Console) -> None:
     for table in tables(document, console.width):
         console.print(table)
+    if not document["runs"]:
+        console.print(f"no run was found in {document['root']}: no folder there has a run.json", markup=False)
     found = *stage_lines(document["stages"]), *skipped_lines(document["skipped"])
     for line in (heading(document), *found, f"page: {out / 'index.html'}"):
         console.print(line, markup=False, soft_wrap=True)

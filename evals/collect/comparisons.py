@@ -107,17 +107,17 @@ def _value(run: Run, measure: str) -> tuple[float | None, str]:
 def pareto(runs: Sequence[Run]) -> list[tuple[str, int]]:
     """(run, step) of the checkpoints that no other one beats, from the least to the most forgotten.
 
-    Only what is over the same tasks in the same unit and began with the same base compares; where there are several
+    Only what is over the same tasks in the same units and began with the same base compares; where there are several
     kinds of that, the most frequent.
     """
     points: list[tuple[Hashable, Point]] = []
     for run in runs:
         for point in run["points"]:
             learned, forgotten = point["learned"], point["forgotten"]
-            if learned is None or forgotten is None or learned["unit"] != forgotten["unit"]:
+            if learned is None or forgotten is None:
                 continue
             tasks = (frozenset(point["over"][effect]) for effect in ("learned", "forgotten"))
-            kind = (learned["unit"], base_of(run), *tasks)
+            kind = (learned["unit"], forgotten["unit"], base_of(run), *tasks)
             place = Point(run=run["id"], step=point["step"], learned=learned["value"], forgotten=forgotten["value"])
             points.append((kind, place))
     if not points:

@@ -35,13 +35,13 @@ def over_run(points: Mapping[int, Tasks]) -> dict[int, dict[str, Any]]:
         points: step -> the tasks that were scored, as `points.summarize` gives them.
 
     Returns:
-        Step -> `learned` and `forgotten` (in bits per byte where the run has that, else in accuracy), `learned_accuracy`,
+        Step -> `learned` and `forgotten` (in bits per byte where the run has both in it, else both in accuracy, else each in
+        what it has), `learned_accuracy`,
         `forgotten_accuracy`, `learning_score`, `forgetting_average`, `calibration`, and `over`: figure -> its tasks.
     """
     by_metric = {metric: {key: _effect_tasks(points, metric, domain) for key, domain in EFFECTS.items()}
                  for metric in METRICS}  # fmt: skip
-    usual = next((m for m in METRICS if any(any(of.values()) for of in by_metric[m].values())), METRICS[0])
-    effects = by_metric[usual] | {f"{key}_accuracy": tasks for key, tasks in by_metric["accuracy"].items()}
+    effects = _usual(by_metric) | {f"{key}_accuracy": tasks for key, tasks in by_metric["accuracy"].items()}
     scores = {"learning_score": shared(points, _learning), "forgetting_average": shared(points, _forgetting)}
     asked = {domain: shared(points, functools.partial(_choices, domain)) for domain in ("new", "old")}
     figures = {}
@@ -55,6 +55,17 @@ def over_run(points: Mapping[int, Tasks]) -> dict[int, dict[str, Any]]:
         over = {name: names for name, names in over.items() if names}
         figures[step] = rounded(found | {"calibration": calibration}) | {"over": over}
     return figures
+
+
+def _usual(by_metric: Mapping[str, Mapping[str, dict[int, list[str]]]]) -> dict[str, dict[int, list[str]]]:
+    """The tasks of what was learned and of what was forgotten, in one metric if one has both."""
+    for found in by_metric.values():
+        if all(any(of.values()) for of in found.values()):
+            return dict(found)
+    return {
+        key: next((found[key] for found in by_metric.values() if any(found[key].values())), by_metric[METRICS[0]][key])
+        for key in EFFECTS
+    }
 
 
 def shared(points: Mapping[int, Tasks], choose: Choice) -> dict[int, list[str]]:

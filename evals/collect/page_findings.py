@@ -90,8 +90,8 @@ def _most_learned(scored: Scored) -> Iterator[str]:
     run, point = max(scored, key=lambda pair: pair[1]["learned"]["value"])
     most = point["learned"]["value"]
     yield (
-        f"Most learned: {_name(run)}, {interval(point['learned'])}, having forgotten "
-        f"{interval(point['forgotten'])}{_unit(point)}."
+        f"Most learned: {_name(run)}, {interval(point['learned'])}{_unit(point['learned'])}, having forgotten "
+        f"{interval(point['forgotten'])}{_unit(point['forgotten'])}."
     )
     near = [pair for pair in scored if pair[1]["learned"]["value"] >= 0.8 * most > 0]
     if not near:
@@ -136,7 +136,6 @@ def _group(entry: Mapping[str, Any]) -> str:
     return f"{entry['method']} rank {entry['rank']}" if entry.get("rank") else str(entry["method"])
 
 
-def _unit(point: Mapping[str, Any]) -> str:
+def _unit(estimate: Mapping[str, Any]) -> str:
     """A unit that the numbers themselves do not say."""
-    unit = point["learned"]["unit"]
-    return "" if unit == "accuracy" else f" ({unit})"
+    return "" if estimate["unit"] == "accuracy" else f" ({estimate['unit']})"

@@ -126,8 +126,8 @@ def _of_point(point: Mapping[str, Any]) -> dict[str, Any]:
         effect = point[name]
         if effect is not None:
             row |= {name: effect["value"]} | {f"{name}_{end}": effect[end] for end in ("stderr", "low", "high")}
-    effect = point["learned"] or point["forgotten"]
-    row |= {"unit": effect and effect["unit"]} | point["calibration"]
+    units = dict.fromkeys(effect["unit"] for key in ("learned", "forgotten") if (effect := point[key]))
+    row |= {"unit": " and ".join(units) or None} | point["calibration"]
     for name, task in point["tasks"].items():
         values = {key: task[key] for key in ("score", "nll", "ece")} | {
             "change": task["change"] and task["change"]["value"]

@@ -137,8 +137,9 @@ def _effect(key: str) -> Callable[[Row], str]:
 
 
 def _unit(run: Row) -> str:
-    effect = _last(run).get("learned") or _last(run).get("forgotten")
-    return {"accuracy": "points"}.get(effect["unit"], effect["unit"]) if effect else fmt.UNKNOWN
+    effects = [effect for key in ("learned", "forgotten") if (effect := _last(run).get(key))]
+    units = dict.fromkeys({"accuracy": "points"}.get(effect["unit"], effect["unit"]) for effect in effects)
+    return " and ".join(units) or fmt.UNKNOWN
 
 
 def _new_and_old(key: str) -> Callable[[Row], str]:

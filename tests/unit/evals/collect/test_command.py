@@ -44,6 +44,13 @@ def test_skipped_files_are_told(study: Path, make_run: Callable[..., Path], caps
     assert f"skipped: {study}/torn/evals/100.json: not JSON" in capsys.readouterr().out
 
 
+def test_a_folder_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["collect", str(tmp_path)]) == 0
+    assert f"no run was found in {tmp_path}: no folder there has a run.json" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+
+
 def test_watching_looks_again_and_writes_what_changed(
     study: Path, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,8 +74,10 @@ def test_watching_looks_again_and_writes_what_changed(
     with console.capture() as capture, pytest.raises(KeyboardInterrupt):
         run_collect([study], console, watch=5)
     text = capture.get()
-    assert text.count("again in 5 s; Ctrl-C ends") == 6
-    assert [line.split()[0] for line in text.splitlines() if " runs (" in line] == ["4", "4", "5", "5", "5"]
+    assert text.count("looking again every 5 s; Ctrl-C ends") == 1
+    assert [line.split()[0] for line in text.splitlines() if " runs (" in line] == ["4", "5"], (
+        "shown when something changed"
+    )
     assert f"{study}: no such folder" in text
     assert times[0] == times[1] != times[2] == times[3]
 
@@ -81,7 +90,7 @@ def test_interrupting_ends_cleanly(
 
     monkeypatch.setattr(command.time, "sleep", interrupted)
     assert main(["collect", str(study), "--watch"]) == 0
-    assert "again in 30 s" in capsys.readouterr().out
+    assert "looking again every 30 s" in capsys.readouterr().out
     monkeypatch.setattr(command, "collect", interrupted)
     with pytest.raises(SystemExit) as ended:
         main(["collect", str(study)])

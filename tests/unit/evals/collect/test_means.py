@@ -87,6 +87,17 @@ def test_bits_per_byte_are_the_effects_of_a_run_that_has_them() -> None:
     assert (found["learned_accuracy"]["value"], found["over"]["learned_accuracy"]) == (0.1, ["humaneval"])
 
 
+def test_a_run_with_both_in_no_single_metric_has_each_in_its_own() -> None:
+    bits = {"value": 0.3, "stderr": 0.01, "low": 0.28, "high": 0.32, "n": 9, "unit": "bits per byte"}
+    new = {"code": task(1.1, None, "new", kind="bits_per_byte", metric="bits_per_byte") | {"change": bits}}
+    (found,) = over_run({9: new | suite(0.5, -0.2)}).values()
+    assert (found["learned"]["value"], found["learned"]["unit"]) == (0.3, "bits per byte")
+    assert (found["forgotten"]["value"], found["forgotten"]["unit"]) == (pytest.approx(0.2), "accuracy")
+    # With an accuracy in the new domain there is one that has both.
+    (found,) = over_run({9: new | suite(0.5, -0.2) | {"gsm8k": task(0.3, 0.1, "new")}}).values()
+    assert (found["learned"]["value"], found["learned"]["unit"]) == (0.1, "accuracy")
+
+
 def test_calibration_is_over_the_largest_part_and_unknown_where_one_is() -> None:
     asked = {"has_nll": True, "ece": 0.1, "posterior": {"nll": 0.5}}
     tasks = {"a": task(0.5, nll=1.0, **asked), "a@9": task(0.5, nll=9.0, **asked), "b": task(0.5, nll=2.0, **asked)}
