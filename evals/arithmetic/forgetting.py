@@ -11,6 +11,7 @@ spread cancels when each example is compared with itself. Documents are taken as
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,12 +102,17 @@ def without_subsets(names: Iterable[str]) -> list[str]:
 
     A name ending in @n is the first n examples of the task before the @, which alone is all of them.
     """
-    names = list(names)
+    return list(_without_subsets(tuple(names)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_subsets(names: tuple[str, ...]) -> tuple[str, ...]:
+    # Of a thousand runs nearly all were scored on the same tasks.
     sizes = {name: _part(name) for name in names}
     largest: dict[str, float] = {}
     for whole, size in sizes.values():
         largest[whole] = max(size, largest.get(whole, 0.0))
-    return [name for name in names if sizes[name][1] == largest[sizes[name][0]]]
+    return tuple(name for name in names if sizes[name][1] == largest[sizes[name][0]])
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,8 @@ def _look(
     before: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Collect, and write the files unless they would say the same as before."""
+    # Millions of objects that refer to nothing: looking for cycles among them takes a third of the time.
+    gc.disable()
     try:
         document = collect(roots, out / CACHE, stale=stale)
         if before is None or _lasting(document) != _lasting(before):
@@ -91,6 +94,8 @@ def _look(
         raise EvalError(
             f"{place}: cannot be written ({error.strerror}); give a folder of your own with --out"
         ) from error
+    finally:
+        gc.enable()
     return document
 
 
