@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 import torch.distributed as dist
 
+from evals.agreement import gathered
 from evals.errors import EvalError
 from evals.scoring.eval_mode import eval_mode
 from evals.scoring.kv_cache import unsupported
@@ -91,7 +92,7 @@ def generate(
             if progress is not None and rank == 0 and written:
                 progress(writer.finished, len(written))
     own = {(text.index, text.sample): _generation(text, decode) for text in written}
-    everyone = _gathered(own, world_size)
+    everyone = {place: text for part in gathered(own, world_size) for place, text in part.items()}
     return [[everyone[index, sample] for sample in range(prompt.samples)] for index, prompt in enumerate(prompts)]
 
 
@@ -127,14 +128,6 @@ def _is_any(is_so: bool, world_size: int, device: torch.device | str) -> bool:
     count = torch.tensor(int(is_so), device=device)
     dist.all_reduce(count)
     return bool(count.item())
-
-
-def _gathered(own: dict[tuple[int, int], Generation], world_size: int) -> dict[tuple[int, int], Generation]:
-    if world_size == 1:
-        return own
-    parts: list[dict[tuple[int, int], Generation]] = [{} for _ in range(world_size)]
-    dist.all_gather_object(parts, own)
-    return {place: text for part in parts for place, text in part.items()}
 
 
 def _joined(problems: list[str], most: int = 10) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from evals.agreement import gathered
 from evals.scoring.architecture import can_share
 from evals.scoring.deal import deal
 from evals.scoring.eval_mode import eval_mode
@@ -141,9 +141,5 @@ def _by_row(tries: Sequence[Trie], batch: Batch, values: Tensor) -> dict[int, An
 
 def _joined(answers: dict[int, Answer], world_size: int) -> dict[int, Answer]:
     """The answers of all ranks, on every rank."""
-    if world_size == 1:
-        return answers
-    parts: list[dict[int, Answer]] = [{} for _ in range(world_size)]
-    dist.all_gather_object(parts, answers)
     # In the same order on all ranks, which so take the same answer for a row that two of them had.
-    return {index: answer for part in parts for index, answer in part.items()}
+    return {index: answer for part in gathered(answers, world_size) for index, answer in part.items()}
