@@ -11,12 +11,11 @@ before the clock starts, and hold enough for all steps where they have their def
 activations with other noise than it computed them with, so where they are checkpointed its gradients are wrong; it is
 timed all the same.
 
-    python benchmarks/adapter_step.py [--quick] [--json PATH]
+    python benchmarks/adapter_step.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -37,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from benchmarks.probes import Operators, Saved, measure_memory  # noqa: E402
 from monteclora import LoRAConfig, MonteCLoRAConfig, attach_adapter  # noqa: E402
 from monteclora.config import count_adapter_parameters  # noqa: E402
@@ -278,18 +277,15 @@ def measure_seconds(workload: Workload, rank: int, place: Place, repetitions: in
     if max(losses.values()) > 1.001 * min(losses.values()):
         raise RuntimeError(f"the contenders do not start from the same loss: {losses}")
     seconds: Figures = {name: [] for name in steps}
-    names = list(steps)
-    # The round before the first warms up.
-    for repetition in range(-1, repetitions):
-        # Every contender comes equally often first, second, ... and last.
-        turn = repetition % len(names)
-        for name in names[turn:] + names[:turn]:
+    for step in steps.values():
+        step()
+    for order in turns(steps, repetitions):
+        for name in order:
             place.wait()
             start = time.perf_counter()
             steps[name]()
             place.wait()
-            if repetition >= 0:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
@@ -368,21 +364,24 @@ def moment_ratios(draws: int) -> dict[str, float]:
     return {"second": second, "fourth": fourth, "draws": draws}
 
 
-def workloads(place: Place, quick: bool) -> list[tuple[Workload, tuple[int, ...], int]]:
+def workloads(place: Place, size: str) -> list[tuple[Workload, tuple[int, ...], int]]:
     """What is measured: workload, ranks, repetitions."""
+    quick = size == "quick"
     if place.device.type == "cuda":
         layers = [Workload(4096, 0, 1, 4096)]
         model: dict[str, Any] = {"hidden": 4096, "intermediate": 11008, "rows": 1, "length": 4096, "num_blocks": 4}
         layer_repetitions, model_repetitions = (20, 5) if quick else (100, 30)
     else:
-        layers = [Workload(width, 0, 1, 512) for width in ((1024,) if quick else (1024, 4096))]
+        layers = [Workload(width, 0, 1, 512) for width in ((1024, 4096) if size == "full" else (1024,))]
         rows = 1 if quick else 2
         model = {"hidden": 512, "intermediate": 1408, "rows": rows, "length": 512, "num_blocks": 8}
-        layer_repetitions, model_repetitions = (12, 3) if quick else (36, 7)
+        layer_repetitions, model_repetitions = {"quick": (12, 1), "bench": (18, 6), "full": (36, 6)}[size]
     models = [
-        Workload(**model, is_checkpointed=checkpointed) for checkpointed in ((False,) if quick else (False, True))
+        Workload(**model, is_checkpointed=checkpointed)
+        for checkpointed in ((False, True) if size == "full" else (False,))
     ]
-    ranks = RANKS[:1] if quick else RANKS
+    # The usual rank, and the one that costs MonteCLoRA most.
+    ranks = {"quick": RANKS[:1], "bench": (RANKS[0], RANKS[-1]), "full": RANKS}[size]
     return [(layer, RANKS, max(12, layer_repetitions * 1024 // layer.hidden)) for layer in layers] + [
         (workload, ranks, model_repetitions) for workload in models
     ]
@@ -430,9 +429,11 @@ def watch_claims(watched: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only small shapes, in under two minutes")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(
+        __doc__,
+        quick="only small shapes, in under two minutes",
+        bench="one layer, and a model at ranks 16 and 256 without checkpointing",
+    )
     arguments = parser.parse_args()
     # PEFT asks transformers for something by a name that is on its way out.
     warnings.simplefilter("ignore", FutureWarning)
@@ -443,19 +444,20 @@ def main() -> None:
         else Place(torch.device("cpu"), torch.float32)
     )
 
-    moments = moment_ratios(500 if arguments.quick else 2000)
+    moments = moment_ratios(500 if arguments.size == "quick" else 2000)
     print(f"noise, ours / {PEER}: second moment {moments['second']:.3f}, fourth moment {moments['fourth']:.3f}")
     watched = {contender.name: watch(contender, place) for contender in CONTENDERS}
     for name, counts in watched.items():
         print(f"per layer  {name:20}", *(f"{what} {count:.1f}" for what, count in counts.items()), sep="  ")
     claims = watch_claims(watched)
     measured: dict[str, Any] = {}
-    for workload, ranks, repetitions in workloads(place, arguments.quick):
+    for workload, ranks, repetitions in workloads(place, arguments.size):
         for rank in ranks:
             suffix = f"{workload.name}_r{rank}"
             seconds = measure_seconds(workload, rank, place, repetitions)
-            # A layer's peak is its weights and input; memory is a matter of models.
-            memory = measure_memories(workload, rank, place) if workload.num_blocks else {}
+            # A layer's peak is its weights and input; memory is a matter of models, and hardly of their rank.
+            is_weighed = workload.num_blocks and (arguments.size == "full" or rank == ranks[0])
+            memory = measure_memories(workload, rank, place) if is_weighed else {}
             draws = {n: buffered_draws(workload.linears(), rank, n, place.dtype.itemsize) for n in (4, 8)}
             measured[suffix] = {"seconds": seconds, "memory": memory, "peft_buffered_draws": draws}
             for name, values in seconds.items():
@@ -475,8 +477,8 @@ def main() -> None:
                 "peft": peft.__version__,
             },
         }
-        content = {"schema": 1, "settings": settings, "moments": moments, "per_layer": watched, "measured": measured}
-        write_json(arguments.json, {**content, "claims": claims})
+        content = {"settings": settings, "moments": moments, "per_layer": watched, "measured": measured}
+        write_json(arguments.json, arguments.size, {**content, "claims": claims})
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ in the middle of a write, too; or, now and then, politely, by a PREEMPT file or 
   batches                   missing, repeated or others than in the undisturbed run, by the hash over all of them
   losses and weights        that differ in any bit from those of the undisturbed run
 
-    python benchmarks/chaos.py [--kills 200] [--quick] [--seed 1] [--json PATH]
+    python benchmarks/chaos.py [--kills 200] [--quick | --bench] [--seed 1] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, write_json  # noqa: E402
 from tests.chaos.lives import Differences, Life, Run, compare, disturb, settings  # noqa: E402
 from tests.inputs import make_inputs  # noqa: E402
 
@@ -47,13 +46,11 @@ def claims_of(lives: list[Life], found: Differences) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Disturb, print a line per life and per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, help="number of kills; 200, with --quick 20")
-    parser.add_argument("--quick", action="store_true", help="20 kills, in about a minute")
+    parser = options(__doc__, quick="20 kills, in about a minute", bench="50 kills")
+    parser.add_argument("--kills", type=int, help="number of kills; 200, with --bench 50, with --quick 20")
     parser.add_argument("--seed", type=int, default=1, help="of the blows")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
     asked = parser.parse_args()
-    kills = asked.kills or (20 if asked.quick else 200)
+    kills = asked.kills or {"quick": 20, "bench": 50, "full": 200}[asked.size]
 
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as temporary:
         scratch = Path(temporary)
@@ -86,10 +83,10 @@ def main() -> None:
     show(claims)
     if asked.json:
         content = {
-            "schema": 1, "settings": {"kills": kills, "seed": asked.seed, "steps": steps},
-            "kills": done, "seconds": seconds, "lives": [life.as_dict() for life in lives], "claims": claims,
+            "settings": {"kills": kills, "seed": asked.seed, "steps": steps},
+            "kills": done, "seconds_of_lives": seconds, "lives": [life.as_dict() for life in lives], "claims": claims,
         }  # fmt: skip
-        write_json(asked.json, content)
+        write_json(asked.json, asked.size, content)
 
 
 if __name__ == "__main__":

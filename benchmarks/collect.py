@@ -7,12 +7,11 @@ bootstrap intervals, table.csv, table.parquet, collected.json and index.html. Th
 before the later one, one run was evaluated again. The files are in the machine's memory, so this is the time of the work, not of
 the storage. Memory is that of the largest process.
 
-    python benchmarks/collect.py [--quick] [--json PATH] [--dir FOLDER] [--runs 1000]
+    python benchmarks/collect.py [--quick | --bench] [--json PATH] [--dir FOLDER] [--runs 1000]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -25,11 +24,11 @@ from typing import NamedTuple
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, write_json  # noqa: E402
 from benchmarks.synthetic_runs import make_runs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-REPETITIONS = 5
+REPETITIONS = {"quick": 1, "bench": 3, "full": 5}
 SECONDS_PER_RUN = 0.01
 MIB = 1024.0
 
@@ -93,14 +92,12 @@ def claims_of(looks: dict[str, list[Look]], count: int) -> list[dict[str, object
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="once instead of five times")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = options(__doc__, quick="once instead of five times", bench="three times")
     parser.add_argument("--dir", type=Path, help="folder for the runs (default: a temporary one)")
     parser.add_argument("--runs", type=int, default=1000, help="run folders (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="collect-") as folder:
-        looks = measure(Path(folder), args.runs, 1 if args.quick else REPETITIONS)
+        looks = measure(Path(folder), args.runs, REPETITIONS[args.size])
     for name, each in looks.items():
         for one in each:
             print(f"{name} look: {one.seconds:.2f} s, {one.cpu_seconds:.2f} s of CPU, {one.peak_mib:.0f} MiB")
@@ -108,7 +105,7 @@ def main() -> None:
     show(claims)
     if args.json:
         raw = {name: [one._asdict() for one in each] for name, each in looks.items()}
-        write_json(args.json, {"runs": args.runs, "looks": raw, "claims": claims})
+        write_json(args.json, args.size, {"runs": args.runs, "looks": raw, "claims": claims})
 
 
 if __name__ == "__main__":

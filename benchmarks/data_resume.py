@@ -1,4 +1,4 @@
-"""Time to the first batch after a resume, near the start and far from it, and what a resume repeats or loses.
+"""Time to the first batch after a resume, at the start and far from it, and what a resume repeats or loses.
 
 The same short documents for all, batches of 8 packed rows of 1024, tokenized on the fly, one thread:
 
@@ -14,18 +14,19 @@ packing buffer held is lost besides. Every state is a true one: each contender w
 interruption, to the position (ours from the token cache, to come so far in minutes; its resumes tokenize). The time is
 from opening the dataset, with everything imported, to the first packed batch; contenders take turns. What is repeated or
 lost is counted against the uninterrupted walk, through two resumes: for the peers to the end of the epoch, for ours
-over the next rows, and by the equality of the states after them.
+over the next rows, and by the equality of the states after them. Ours resumes from the state before the first row and from
+the far one, the peers from the far one.
 
-    python benchmarks/data_resume.py [--quick] [--json PATH]
+    python benchmarks/data_resume.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,16 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from benchmarks.data_corpus import numbered_texts, tokenizer_files, write_jsonl  # noqa: E402
 
 SEQ_LEN, BATCH, FILES = 1024, 8, 8
-OURS = "ours"
+START = 0
+"""The position that others are compared with: before the first row."""
+OURS, DATASETS = "ours", "datasets"
 _LONGEST_SECONDS = 3600
+_SCRIPTS_AT_ONCE = 2
+"""Of those that are not timed."""
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Contender:
     tokenizer: Path
     kept: Path
     label: str
+    positions: tuple[int, ...]
     more: tuple[str, ...] = ()
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
@@ -67,42 +73,64 @@ class Contender:
         )
 
 
-def contenders(names: list[str], environments: Path, documents: Path, scratch: Path) -> list[Contender]:
-    """Install the peers, and convert the documents for those that have their own format."""
+def contenders(
+    names: list[str], environments: Path, documents: Path, far: int, scratch: Path, *, is_short: bool
+) -> list[Contender]:
+    """Install the peers, and convert the documents for those that have their own format.
+
+    Args:
+        names: keys of peers.PEERS.
+        environments: folder of the peers' environments.
+        documents: .jsonl files.
+        far: the position that all resume from.
+        scratch: folder for everything else.
+        is_short: leave out ours in the two ways that no claim is about.
+    """
     model, converted, _ = tokenizer_files(scratch)
-    ours = (sys.executable, "ours_resume.py", documents, model, scratch / "kept-ours")
-    entered = [
-        Contender(OURS, *ours, label="none"),
-        Contender("ours_reference", *ours, label="none", more=("--engine", "reference")),
-        Contender("ours_1_worker", *ours, label="none", more=("--workers", "1")),
-    ]
+    ours = (sys.executable, "ours_resume.py", documents, model, scratch / "kept-ours", "none", (START, far))
+    entered = [Contender(OURS, *ours)]
+    if not is_short:
+        entered.append(Contender("ours_reference", *ours, more=("--engine", "reference")))
+        entered.append(Contender("ours_1_worker", *ours, more=("--workers", "1")))
     for name in names:
         peer = peers.PEERS[name]
         python = peers.installed(peer, environments)
-        data = documents if name == "datasets" else scratch / name
+        data = documents if name == DATASETS else scratch / name
         if data != documents:
             arguments = ("--data", data, "--tokenizer", converted, "--prepare", documents)
             peers.run(python, f"{name}_rows.py", *arguments, scratch=scratch, timeout=_LONGEST_SECONDS)
         theirs = (python, f"{name}_resume.py", data, converted, scratch / f"kept-{name}")
-        entered.append(Contender(name, *theirs, label=peer.label))
-        if name == "datasets":
-            entered.append(Contender("datasets_skip", *theirs, label=f"{peer.label} skip", more=("--skip",)))
+        entered.append(Contender(name, *theirs, peer.label, (far,)))
+        if name == DATASETS:
+            entered.append(Contender("datasets_skip", *theirs, f"{peer.label} skip", (far,), more=("--skip",)))
     return entered
 
 
-def walk(entered: list[Contender], positions: tuple[int, ...], window: int, scratch: Path) -> None:
-    """Every script once, to all positions."""
-    for one in {one.script: one for one in reversed(entered)}.values():
+def walk(entered: list[Contender], window: int, scratch: Path) -> None:
+    """Every script once, to all its positions."""
+
+    def go(one: Contender) -> None:
         start = time.perf_counter()
-        result = one.run("walk", positions, window, scratch)
+        result = one.run("walk", one.positions, window, scratch)
         print(f"{one.script}: walked {result['items']} items in {time.perf_counter() - start:.0f} s", flush=True)
 
+    with ThreadPoolExecutor(_SCRIPTS_AT_ONCE) as pool:
+        list(pool.map(go, {one.script: one for one in reversed(entered)}.values()))
 
-def exactness(entered: list[Contender], positions: tuple[int, ...], window: int, scratch: Path) -> dict[str, Any]:
+
+def exactness(entered: list[Contender], window: int, scratch: Path) -> dict[str, Any]:
     """What each contender repeats and loses, by name and position."""
-    found: dict[str, Any] = {}
+
+    def count(script: str) -> dict[str, Any]:
+        counted: dict[str, Any] = {}
+        for one in (one for one in entered if one.script == script):
+            counted[one.name] = {str(place): one.run("exact", (place,), window, scratch) for place in one.positions}
+        return counted
+
+    with ThreadPoolExecutor(_SCRIPTS_AT_ONCE) as pool:
+        by_script = pool.map(count, dict.fromkeys(one.script for one in entered))
+        found = {name: counts for counted in by_script for name, counts in counted.items()}
     for one in entered:
-        found[one.name] = {str(position): one.run("exact", (position,), window, scratch) for position in positions}
         for position, counts in found[one.name].items():
             print(
                 f"{one.name:15} resumed twice from {position}: repeated {counts['repeated']}, lost {counts['lost']} "
@@ -112,17 +140,16 @@ def exactness(entered: list[Contender], positions: tuple[int, ...], window: int,
     return found
 
 
-def measure(entered: list[Contender], positions: tuple[int, ...], rounds: int, scratch: Path) -> None:
-    """Time every contender at every position once per round, in turn."""
-    for turn in range(rounds):
-        first = turn % len(entered)
-        for one in entered[first:] + entered[:first]:
-            for position in positions if turn % 2 else positions[::-1]:
+def measure(entered: list[Contender], rounds: int, scratch: Path) -> None:
+    """Time every contender at every one of its positions once per round, in turns."""
+    for number, order in enumerate(turns(entered, rounds)):
+        for one in order:
+            for position in one.positions if number % 2 else one.positions[::-1]:
                 seconds = one.run("time", (position,), 0, scratch)["seconds"]
                 one.seconds.setdefault(position, []).append(seconds)
 
 
-def compare(entered: list[Contender], near: int, far: int, exact: dict[str, Any]) -> list[dict[str, Any]]:
+def compare(entered: list[Contender], far: int, exact: dict[str, Any]) -> list[dict[str, Any]]:
     """The claims."""
     by_name = {one.name: one for one in entered}
     ours = by_name[OURS].seconds
@@ -133,8 +160,8 @@ def compare(entered: list[Contender], near: int, far: int, exact: dict[str, Any]
         for counts in by_position.values()
     )
     claims = [
-        claim("data_resume_rows_repeated_or_lost", [float(wrong)], [1.0], "<=0", "none"),
-        claim(f"data_resume_row_{far}_over_row_{near}", ours[far], ours[near], "<=1.2", "none"),
+        claim("data_resume_rows_repeated_or_lost", [float(wrong)], [1.0], "<=0", "a walk without a resume"),
+        claim(f"data_resume_row_{far}_over_row_{START}", ours[far], ours[START], "<=1.2", "itself"),
     ]
     for one in entered:
         if not one.name.startswith(OURS):
@@ -144,46 +171,51 @@ def compare(entered: list[Contender], near: int, far: int, exact: dict[str, Any]
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="row 20,000 instead of 1,000,000, in about three minutes")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
-    parser.add_argument("--peers", default="mosaicml,datasets", help="peers to compare with")
+    parser = options(
+        __doc__,
+        quick="row 20,000 instead of 1,000,000, in about three minutes",
+        bench="four rounds, without the reference engine and the worker of ours",
+    )
+    parser.add_argument("--peers", default=f"mosaicml,{DATASETS}", help="peers to compare with")
     parser.add_argument(
         "--environments", type=Path, default=peers.DEFAULT_ENVIRONMENTS, help="folder of the peers' environments"
     )
     asked = parser.parse_args()
     names = [name for name in asked.peers.split(",") if name]
-    if unknown := set(names) - {"mosaicml", "datasets"}:
+    if unknown := set(names) - {"mosaicml", DATASETS}:
         parser.error(f"--peers: {', '.join(sorted(unknown))} is neither mosaicml nor datasets")
-    near, far, rounds, window = (1000, 20_000, 3, 1000) if asked.quick else (1000, 1_000_000, 7, 20_000)
+    far = 20_000 if asked.size == "quick" else 1_000_000
+    rounds = {"quick": 1, "bench": 4, "full": 6}[asked.size]
+    window = {"quick": 1000, "bench": 5000, "full": 20_000}[asked.size]
     count = far + far // 5
 
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as temporary:
         scratch = Path(temporary)
         corpus = write_jsonl(numbered_texts(count), scratch / "documents", FILES)
         print(f"{corpus['bytes'] / 1e6:.0f} MB of text in {corpus['documents']} documents")
-        entered = contenders(names, asked.environments, scratch / "documents", scratch)
-        walk(entered, (near, far), window, scratch)
-        exact = exactness(entered, (near, far), window, scratch)
-        measure(entered, (near, far), rounds, scratch)
+        is_short = asked.size == "bench"
+        entered = contenders(names, asked.environments, scratch / "documents", far, scratch, is_short=is_short)
+        walk(entered, window, scratch)
+        exact = exactness(entered, window, scratch)
+        measure(entered, rounds, scratch)
 
-    claims = compare(entered, near, far, exact)
+    claims = compare(entered, far, exact)
     for one in entered:
-        medians = {position: statistics.median(one.seconds[position]) for position in (near, far)}
+        medians = {position: statistics.median(one.seconds[position]) for position in one.positions}
         print(f"{one.name:15}", *(f"first batch after {k}: {v:.3f} s" for k, v in medians.items()), sep="  ")
     show(claims)
     if asked.json:
         write_json(
             asked.json,
+            asked.size,
             {
-                "schema": 1,
                 "settings": {"seq_len": SEQ_LEN, "batch": BATCH, "window": window, **corpus},
                 "exactness": exact,
-                "seconds": {one.name: {str(k): v for k, v in one.seconds.items()} for one in entered},
+                "seconds_to_first_batch": {one.name: {str(k): v for k, v in one.seconds.items()} for one in entered},
                 "claims": claims,
             },
         )
 
 
 if __name__ == "__main__":
-    main()
+    peers.reported(main)

@@ -12,12 +12,11 @@ processes with one thread each: 0 (all in the process that takes the batches) or
 First every contender's tokens of every document of a sample are compared. Then they take turns, each as a process of its own,
 measured in its steady state for a fixed time or until nearly all the text was seen once. A ratio is taken within a round; the median over the rounds is the claim.
 
-    python benchmarks/data_throughput.py [--quick] [--json PATH]
+    python benchmarks/data_throughput.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -31,11 +30,12 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from benchmarks.data_corpus import library_texts, tokenizer_files, write_jsonl  # noqa: E402
 
 SEQ_LEN, BATCH, WORKERS, FILES = 4096, 8, (0, 2), 8
 GOAL = ">=2"
+REFERENCE = "ours_reference"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def contenders(names: list[str], environments: Path, documents: Path, folder: Pa
     folder.mkdir(exist_ok=True)
     model, converted, _ = tokenizer_files(folder)
     ours = (sys.executable, "ours_rows.py", documents, model)
-    entered = [Contender("ours", *ours), Contender("ours_reference", *ours, ("--engine", "reference"))]
+    entered = [Contender("ours", *ours), Contender(REFERENCE, *ours, ("--engine", "reference"))]
     for name in names:
         python = peers.installed(peers.PEERS[name], environments)
         data = documents if name == "datasets" else folder / name
@@ -74,18 +74,17 @@ def contenders(names: list[str], environments: Path, documents: Path, folder: Pa
 def differing_documents(entered: list[Contender], count: int, scratch: Path) -> dict[str, int]:
     """How many of `count` documents, an epoch, have tokens in a contender's rows that none has in ours with the reference engine."""
     found = {one.name: Counter(one.run(scratch, 600, "--check", count)["documents"]) for one in entered}
-    reference = found["ours_reference"]
+    reference = found[REFERENCE]
     return {name: (reference - documents).total() for name, documents in found.items()}
 
 
 def measure(
     entered: list[Contender], workers: int, rounds: int, limits: tuple[object, ...], scratch: Path
 ) -> dict[str, Any]:
-    """What every contender printed in every round, by name; each comes equally often first, second, … last."""
+    """What every contender printed in every round, by name."""
     results: dict[str, list[dict[str, Any]]] = {one.name: [] for one in entered}
-    for turn in range(rounds):
-        first = turn % len(entered)
-        for one in entered[first:] + entered[:first]:
+    for order in turns(entered, rounds):
+        for one in order:
             result = one.run(scratch, 600, "--workers", workers, *limits)
             results[one.name].append(result)
             print(f"  workers {workers}  {one.name:15} {result['tokens_per_second'] / 1e6:8.3f} M tokens/s", flush=True)
@@ -93,7 +92,7 @@ def measure(
 
 
 def compare(results: dict[str, Any], names: list[str], workers: int) -> list[dict[str, Any]]:
-    """The claims against every peer, each with the ratio of processor time and the one of ours with the reference engine."""
+    """The claims against every peer, each with the ratio of processor time and, where it took part, those of ours with the reference engine."""
     speeds = {name: [result["tokens_per_second"] for result in rounds] for name, rounds in results.items()}
     per_cpu = {
         name: [result["tokens"] / result["cpu_seconds"] for result in rounds] for name, rounds in results.items()
@@ -102,13 +101,12 @@ def compare(results: dict[str, Any], names: list[str], workers: int) -> list[dic
     for name in names:
         label = peers.PEERS[name].label
         line = claim(f"data_throughput_{name}_workers{workers}", speeds["ours"], speeds[name], GOAL, label)
-        context = {
-            "processor_time": claim("", per_cpu["ours"], per_cpu[name], GOAL, label)["ratio"],
-            "reference_engine": claim("", speeds["ours_reference"], speeds[name], GOAL, label)["ratio"],
-            "reference_engine_processor_time": claim("", per_cpu["ours_reference"], per_cpu[name], GOAL, label)[
-                "ratio"
-            ],
-        }
+        context = {"processor_time": claim("", per_cpu["ours"], per_cpu[name], GOAL, label)["ratio"]}
+        if REFERENCE in results:
+            context |= {
+                "reference_engine": claim("", speeds[REFERENCE], speeds[name], GOAL, label)["ratio"],
+                "reference_engine_processor_time": claim("", per_cpu[REFERENCE], per_cpu[name], GOAL, label)["ratio"],
+            }
         shown = "  ".join(f"{key} {value:.2f}" for key, value in context.items())
         print(f"workers {workers}  ours over {label}: {line['ratio']:.2f}  {shown}")
         claims.append(line | {"context": context})
@@ -117,11 +115,11 @@ def compare(results: dict[str, Any], names: list[str], workers: int) -> list[dic
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="40 MB of text and two short rounds, in about three minutes"
+    parser = options(
+        __doc__,
+        quick="40 MB of text and a short round, in about two minutes",
+        bench="64 MB, rounds of 2 seconds, and the reference engine is not timed",
     )
-    parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--peers", default="mosaicml,datasets,litdata", help="peers to compare with")
     parser.add_argument(
         "--environments", type=Path, default=peers.DEFAULT_ENVIRONMENTS, help="folder of the peers' environments"
@@ -130,7 +128,7 @@ def main() -> None:
     names = [name for name in asked.peers.split(",") if name]
     if unknown := set(names) - set(peers.PEERS):
         parser.error(f"--peers: {', '.join(sorted(unknown))} is none of {', '.join(peers.PEERS)}")
-    megabytes, rounds, seconds = (40, 2, 3.0) if asked.quick else (250, 5, 10.0)
+    megabytes, rounds, seconds = {"quick": (40, 1, 3.0), "bench": (64, 4, 2.0), "full": (250, 5, 10.0)}[asked.size]
 
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as temporary:
         scratch = Path(temporary)
@@ -147,7 +145,8 @@ def main() -> None:
         tokenizer = tokenizer_files(scratch)[2]
         # A token of such text has less than 4 bytes.
         limits = ("--seconds", seconds, "--most-tokens", corpus["bytes"] // 4)
-        results = {str(workers): measure(entered, workers, rounds, limits, scratch) for workers in WORKERS}
+        timed = [one for one in entered if asked.size != "bench" or one.name != REFERENCE]
+        results = {str(workers): measure(timed, workers, rounds, limits, scratch) for workers in WORKERS}
 
     other = float(sum(different.values()))
     claims = [claim("data_throughput_documents_with_other_tokens", [other], [1.0], "<=0", "all")]
@@ -160,8 +159,8 @@ def main() -> None:
         settings = {"seq_len": SEQ_LEN, "batch": BATCH, "tokenizer": tokenizer, "seconds": seconds, **corpus}
         write_json(
             asked.json,
+            asked.size,
             {
-                "schema": 1,
                 "settings": settings,
                 "checked_documents": checked["documents"],
                 "differing_documents": different,
@@ -172,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    peers.reported(main)

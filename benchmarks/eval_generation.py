@@ -9,12 +9,11 @@ tried. Both get the prompts as texts and return texts, whose tokens count. The e
 for texts to have different lengths, as real ones do. Greedy texts are compared, and how many differ is printed. Without a
 GPU: one thread, fp32; with one: bf16 and the shape of a 7B model.
 
-    python benchmarks/eval_generation.py [--quick] [--json PATH] [--data FOLDER]
+    python benchmarks/eval_generation.py [--quick | --bench] [--json PATH] [--data FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import inspect
 import json
@@ -38,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from evals.scoring.generation import Prompt, generate  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -46,8 +45,8 @@ CODE_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 WORD_STOP = ("Question:", "</s>", "<|im_end|>")
 EOS = "<eos>"
 MAX_LENGTH = 2048
-PEER_BATCHES = {True: (16, 64), False: (16, 64, 192)}
-"""Batch sizes of HFLM that are tried in a quick run, and in a full one."""
+PEER_BATCHES = {"quick": (16, 64), "bench": (16, 64), "full": (16, 64, 192)}
+"""Batch sizes of HFLM that are tried, by the size of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,17 +219,17 @@ def timed(write: Write, case: Case, model: Any, tokenizer: Any) -> dict[str, Any
             "forwards": counts[1]}  # fmt: skip
 
 
-def measure(case: Case, model: Any, tokenizer: Any, *, is_quick: bool) -> dict[str, Any]:
+def measure(case: Case, model: Any, tokenizer: Any, *, size: str) -> dict[str, Any]:
     """Both in turns, after the peer's batch sizes have been tried once."""
     end_texts(model, tokenizer, case)
-    sizes = PEER_BATCHES[is_quick]
-    tried = {batch: timed(theirs(model, tokenizer, batch), case, model, tokenizer) for batch in sizes}
+    batches = PEER_BATCHES[size]
+    tried = {batch: timed(theirs(model, tokenizer, batch), case, model, tokenizer) for batch in batches}
     batch = max(tried, key=lambda size: tried[size]["rate"])
     writes = {"ours": ours(model, tokenizer), "HFLM": theirs(model, tokenizer, batch)}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in writes}
-    for _ in range(2 if is_quick else 3):
-        for name, write in writes.items():
-            runs[name].append(timed(write, case, model, tokenizer))
+    for order in turns(writes, 4 if size == "full" else 2):
+        for name in order:
+            runs[name].append(timed(writes[name], case, model, tokenizer))
     texts = [run.pop("texts") for name in writes for run in runs[name]]
     different = None
     if not case.temperature:
@@ -254,9 +253,9 @@ def measure(case: Case, model: Any, tokenizer: Any, *, is_quick: bool) -> dict[s
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model and fewer prompts, a minute or two")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(
+        __doc__, quick="a smaller model and fewer prompts, a minute or two", bench="fewer prompts, shorter texts"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the real data sets")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -269,16 +268,17 @@ def main() -> None:
     peer = f"lm-eval HFLM {lm_eval.__version__}"
     code, words = code_prompts(arguments.data), word_prompts(arguments.data)
     print("data:", "real sets" if records(arguments.data, "humaneval") else f"synthetic, nothing in {arguments.data}")
-    tokenizer = make_tokenizer(code + words[:200], 4096 if arguments.quick else 8192)
-    model = make_model(len(tokenizer), is_small=arguments.quick)
-    many = (8, 8) if arguments.quick else (12, 48)
+    size, is_small = arguments.size, arguments.size == "quick"
+    tokenizer = make_tokenizer(code + words[:200], 4096 if is_small else 8192)
+    model = make_model(len(tokenizer), is_small=is_small)
+    many = {"quick": (8, 8), "bench": (3, 8), "full": (12, 48)}[size]
     cases = [
         Case(name="sampled", prompts=code[: many[0]], samples=16, temperature=0.2, top_p=0.95,
-             max_new_tokens=96 if arguments.quick else 160, stop=CODE_STOP),
+             max_new_tokens=160 if size == "full" else 96, stop=CODE_STOP),
         Case(name="greedy", prompts=words[: many[1]], samples=1, temperature=0.0, top_p=1.0,
-             max_new_tokens=48 if arguments.quick else 128, stop=WORD_STOP),
+             max_new_tokens={"quick": 48, "bench": 64, "full": 128}[size], stop=WORD_STOP),
     ]  # fmt: skip
-    measured = {case.name: measure(case, model, tokenizer, is_quick=arguments.quick) for case in cases}
+    measured = {case.name: measure(case, model, tokenizer, size=size) for case in cases}
     claims = [
         claim(f"eval_generation_{name}_speed", *([run["rate"] for run in found["runs"][who]] for who in ("ours", "HFLM")),
               ">=1", f"{peer} at its best batch size")
@@ -288,7 +288,7 @@ def main() -> None:
     if arguments.json:
         settings = {"device": str(model.device), "dtype": str(model.dtype), "hidden": model.config.hidden_size,
                     "layers": model.config.num_hidden_layers, "torch": torch.__version__}  # fmt: skip
-        write_json(arguments.json, {"schema": 1, "settings": settings, "measured": measured, "claims": claims})
+        write_json(arguments.json, arguments.size, {"settings": settings, "measured": measured, "claims": claims})
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ size of batches that suits it best. Nothing is timed before both have given the 
 Without a GPU: one thread, fp32, and the claims are about the processor's time, which other load on the machine disturbs
 less; that elapsed is printed. With one: bf16, and elapsed time.
 
-    python benchmarks/eval_scoring.py [--quick] [--json PATH] [--data FOLDER]
+    python benchmarks/eval_scoring.py [--quick | --bench] [--json PATH] [--data FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import gzip
@@ -37,7 +36,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from evals.scoring.rows import Row  # noqa: E402
 from evals.scoring.scorer import Answer, Scorer  # noqa: E402
 from evals.scoring.tries import pack  # noqa: E402
@@ -202,13 +201,13 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(contenders: dict[str, Callable[[], object]], repetitions: int) -> Iterator[tuple[str, list[float]]]:
-    """Seconds of each repetition by contender, which take turns; the first turn is not counted."""
+    """Seconds of each repetition by contender, which take turns; before that, each works once without being timed."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for repetition in range(repetitions + 1):
-        for name, work in contenders.items():
-            seconds = _timed(work)
-            if repetition > 0:
-                measured[name].append(seconds)
+    for work in contenders.values():
+        work()
+    for order in turns(contenders, repetitions):
+        for name in order:
+            measured[name].append(_timed(contenders[name]))
     for name, times in measured.items():
         counted, elapsed = zip(*times, strict=True)
         print(
@@ -245,26 +244,27 @@ def count_forwarded(peer: Any, tokens: list[Any], scorer: Scorer, rows: list[Row
     return forwarded
 
 
-def size_of(is_quick: bool) -> Size:
+def size_of(size: str) -> Size:
     """What is measured on this machine."""
     if torch.cuda.is_available():
         device, dtype, (hidden, layers, questions) = torch.device("cuda", 0), torch.bfloat16, (2048, 16, 1000)
     else:
         device, dtype, (hidden, layers, questions) = torch.device("cpu"), torch.float32, (512, 8, 40)
-    if is_quick:
-        hidden, layers, questions = hidden // 2, layers // 2, questions // 2
+    if size == "quick":
+        hidden, layers = hidden // 2, layers // 2
+    questions = questions * {"quick": 5, "bench": 3, "full": 10}[size] // 10
     return Size(hidden=hidden, layers=layers, questions=questions, repetitions=3, device=device, dtype=dtype)
 
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small model and few questions, in about a minute")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(
+        __doc__, quick="a small model and few questions, in about a minute", bench="12 questions of each set"
+    )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    size = size_of(arguments.quick)
+    size = size_of(arguments.size)
 
     is_real = all((arguments.data / name).is_file() for name in FILES.values())
     if not is_real:
@@ -334,7 +334,8 @@ def main() -> None:
         }  # fmt: skip
         write_json(
             arguments.json,
-            {"schema": 1, "settings": settings, "seconds": seconds, "tokens_forwarded": forwarded, "claims": claims},
+            arguments.size,
+            {"settings": settings, "processor_seconds": seconds, "tokens_forwarded": forwarded, "claims": claims},
         )
 
 

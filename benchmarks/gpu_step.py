@@ -22,7 +22,6 @@ script runs: its claims have no goal.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 import importlib.util
@@ -49,7 +48,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from data_pipeline.config import DataConfig  # noqa: E402
 from monteclora import attach_adapter  # noqa: E402
 from monteclora.config import LoRAConfig  # noqa: E402
@@ -275,11 +274,8 @@ def measure(place: Place, makers: dict[str, Callable[[], Contender]], repetition
             "first_loss": first, "held_bytes": held, "peak_bytes": place.peak() - before, "seconds": [],
             "kernels": getattr(built[name], "kernels", "torch"),
         }  # fmt: skip
-    names = list(built)
-    for repetition in range(repetitions):
-        # Every contender comes equally often first, second, ... and last.
-        turn = repetition % len(names)
-        for name in names[turn:] + names[:turn]:
+    for order in turns(built, repetitions):
+        for name in order:
             place.wait()
             start = time.perf_counter()
             built[name].step()
@@ -292,7 +288,7 @@ def measure(place: Place, makers: dict[str, Callable[[], Contender]], repetition
             "tokens_per_second": contender.tokens / median,
             "model_flops": contender.flops(),
             "mfu": contender.flops() / median / peak if peak and not isinstance(contender, Floor) else None,
-            "phase_ms": {k: 1e3 * v / repetitions for k, v in contender.phases.seconds().items()},
+            "phase_ms": {k: 1e3 * v / len(found[name]["seconds"]) for k, v in contender.phases.seconds().items()},
         }
         split = "  ".join(f"{k} {v:.1f}" for k, v in found[name]["phase_ms"].items())
         utilization = f"  MFU {found[name]['mfu']:.3f}" if found[name]["mfu"] else ""
@@ -428,9 +424,9 @@ def full(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "ours_full": lambda: Ours(place, "none", recomputed=recomputed),
         "transformers_full": lambda: Peer(place, "none"),
     }
-    for _ in range(2):
-        for name, make in makers.items():
-            rounds[name].append(measure(place, {name: make}, place.repetitions // 2)[name])
+    for order in turns(makers, 2):
+        for name in order:
+            rounds[name].append(measure(place, {name: makers[name]}, place.repetitions // 2)[name])
             release(place)
     speeds = {name: [figures["tokens_per_second"] for figures in each] for name, each in rounds.items()}
     peer = f"transformers {transformers.__version__}"
@@ -505,23 +501,20 @@ def open_place(quick: bool) -> Place:
 
 def main() -> None:
     """Run the parts, print a line per claim, and keep the JSON up to date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few repetitions, in under two minutes")
-    parser.add_argument("--json", type=Path, help="file to write the results to, after every part")
+    parser = options(__doc__, quick="few repetitions, in under two minutes", bench="everything; not part of make bench")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to run, separated by commas")
     asked = parser.parse_args()
     chosen = asked.parts.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--parts: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
-    place = open_place(asked.quick)
+    place = open_place(asked.size == "quick")
     is_claim = place.device.type == "cuda"
     name = torch.cuda.get_device_name(place.device) if is_claim else "a CPU"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}")
     if not is_claim:
         print("small shapes on a CPU: the numbers are no claim")
     content: dict[str, Any] = {
-        "schema": 1, "device": name, "is_claim": is_claim, "versions": versions, "rank": RANK, "seq_len": place.seq_len,
+        "device": name, "is_claim": is_claim, "rank": RANK, "seq_len": place.seq_len,
         "liger": has("liger_kernel"), "parts": {}, "claims": [],
     }  # fmt: skip
     functions = dict(zip(PARTS, (adapters, profiles, full, more_rows, peft_noise, compiled), strict=True))
@@ -539,7 +532,7 @@ def main() -> None:
             content["parts"][part] = {"failed": f"{type(error).__name__}: {error}"}
         release(place)
         if asked.json:
-            write_json(asked.json, content)
+            write_json(asked.json, asked.size, content)
     if not is_claim:
         print("small shapes on a CPU: the numbers are no claim")
     show(content["claims"])

@@ -1,14 +1,14 @@
 """What it costs to index and to open a large source: time, memory and disk, and how they grow from a tenth of it.
 
 Two corpora are made of documents of invented words, about 5 KB each: one of 5.5 GB in 1.1 million documents, and one of a
-tenth of the documents (--quick: 1 GB and a tenth). Both are in 8 .jsonl files. Each measurement is a fresh process, and its
+tenth of the documents (--quick: 1 GB and a tenth, --bench: 2.5 GB). Both are in 8 .jsonl files. Each measurement is a fresh process, and its
 memory the peak of that process's resident set (VmHWM). The files were written just before and are in the page cache.
 
 Per repetition, in turn: `index` in one process, for both corpora; `open` of the source as indexed, then its first document;
 and the peer, `datasets`, preparing the same files of the smaller corpus (load_dataset("json")), which is what it must do
 before it can give access to any of them by number.
 
-    python benchmarks/index_scale.py [--quick] [--json PATH] [--folder FOLDER]
+    python benchmarks/index_scale.py [--quick | --bench] [--json PATH] [--folder FOLDER]
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pathlib import Path
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, write_json  # noqa: E402
 from benchmarks.data_corpus import numbered_texts  # noqa: E402
 
 NUM_FILES = 8
-NUM_DOCUMENTS = {False: 1_100_000, True: 200_000}
-REPETITIONS = {False: 3, True: 3}
+NUM_DOCUMENTS = {"quick": 200_000, "bench": 500_000, "full": 1_100_000}
+REPETITIONS = 3
 
 
 def texts(count: int) -> Iterator[str]:
@@ -140,9 +140,7 @@ def measure(folder: Path, repetitions: int) -> dict[str, list[dict[str, float]]]
 
 def main() -> None:
     """Measure, print the figures and a line per claim, and write them where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1 GB instead of 5.5 GB")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(__doc__, quick="1 GB instead of 5.5 GB", bench="2.5 GB")
     parser.add_argument("--folder", type=Path, help="where the corpora are made, and removed after; 7 GB")
     parser.add_argument("--task", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -157,8 +155,8 @@ def main() -> None:
     if arguments.folder is not None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="index_scale.") as folder:
-        sizes = write_corpora(Path(folder), NUM_DOCUMENTS[arguments.quick])
-        measured = measure(Path(folder), REPETITIONS[arguments.quick])
+        sizes = write_corpora(Path(folder), NUM_DOCUMENTS[arguments.size])
+        measured = measure(Path(folder), REPETITIONS)
 
     def all_of(name: str, what: str) -> list[float]:
         return [measurement[what] for measurement in measured[name]]
@@ -187,8 +185,8 @@ def main() -> None:
     ]
     show(claims)
     if arguments.json:
-        settings = {"files": NUM_FILES, "bytes": sizes, "documents": NUM_DOCUMENTS[arguments.quick]}
-        write_json(arguments.json, {"schema": 1, "settings": settings, "measured": measured, "claims": claims})
+        settings = {"files": NUM_FILES, "bytes": sizes, "documents": NUM_DOCUMENTS[arguments.size]}
+        write_json(arguments.json, arguments.size, {"settings": settings, "measured": measured, "claims": claims})
 
 
 if __name__ == "__main__":

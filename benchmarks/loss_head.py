@@ -9,12 +9,11 @@ Without a GPU: one thread, fp32; beside the elapsed time there is that of the pr
 disturbs less. With one: bf16 and the shape of a 7B model's head. Peak memory is measured for each alone, weight and
 inputs included (`probes.py` says how). Half of the labels are masked; for information also none.
 
-    python benchmarks/loss_head.py [--quick] [--json PATH]
+    python benchmarks/loss_head.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import sys
@@ -32,7 +31,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from benchmarks.probes import measure_memory  # noqa: E402
 from training.model.loss import IGNORE  # noqa: E402
 from training.model.loss_head import LossHead, LossRequest, chunk_rows  # noqa: E402
@@ -162,27 +161,28 @@ def measure_seconds(case: Case, repetitions: int) -> dict[str, dict[str, list[fl
     """Seconds of each repetition, elapsed and of the processor, by contender."""
     steps = {name: make(case) for name, make in CONTENDERS.items()}
     measured: dict[str, dict[str, list[float]]] = {name: {"elapsed": [], "processor": []} for name in steps}
-    for repetition in range(repetitions + 1):
-        for name, step in steps.items():
+    for step in steps.values():
+        step()
+    for order in turns(steps, repetitions):
+        for name in order:
             case.wait()
             elapsed, processor = time.perf_counter(), time.process_time()
-            step()
+            steps[name]()
             case.wait()
-            if repetition > 0:
-                measured[name]["elapsed"].append(time.perf_counter() - elapsed)
-                measured[name]["processor"].append(time.process_time() - processor)
+            measured[name]["elapsed"].append(time.perf_counter() - elapsed)
+            measured[name]["processor"].append(time.process_time() - processor)
     return measured
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(size: str) -> list[Case]:
     """What is measured."""
     if torch.cuda.is_available():
-        shape: dict[str, Any] = {"hidden": 4096, "tokens": 4096 if quick else 8192}
+        shape: dict[str, Any] = {"hidden": 4096, "tokens": 4096 if size == "quick" else 8192}
         shape |= {"device": torch.device("cuda", 0), "dtype": torch.bfloat16}
     else:
-        shape = {"hidden": 256 if quick else 512, "tokens": 1024 if quick else 2048}
+        shape = {"hidden": 256, "tokens": 1024} if size == "quick" else {"hidden": 512, "tokens": 2048}
         shape |= {"device": torch.device("cpu"), "dtype": torch.float32}
-    shares = (0.5,) if quick else (0.5, 0.0)
+    shares = (0.5, 0.0) if size == "full" else (0.5,)
     return [Case(**shape, masked=masked, is_trained=trained) for masked in shares for trained in (False, True)]
 
 
@@ -201,17 +201,15 @@ def claims_of(case: Case, seconds: dict[str, dict[str, list[float]]], peak: dict
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small shape, in under a minute")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(__doc__, quick="a small shape, in under a minute", bench="half of the labels masked")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     measured: dict[str, Any] = {}
     claims: list[dict[str, Any]] = []
-    for case in cases(arguments.quick):
+    for case in cases(arguments.size):
         differences = check(case)
-        seconds = measure_seconds(case, 3 if arguments.quick else 5)
+        seconds = measure_seconds(case, 2 if arguments.size == "quick" else 6)
         memory = {name: measure_memory(functools.partial(make, case), case.device) for name, make in CONTENDERS.items()}
         measured[case.name] = {
             "relative_differences": differences,
@@ -234,7 +232,7 @@ def main() -> None:
             "dtype": str(case.dtype), "threads": 1, "chunk_rows": chunk_rows(VOCAB, case.device.type),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }  # fmt: skip
-        write_json(arguments.json, {"schema": 1, "settings": settings, "measured": measured, "claims": claims})
+        write_json(arguments.json, arguments.size, {"settings": settings, "measured": measured, "claims": claims})
 
 
 if __name__ == "__main__":

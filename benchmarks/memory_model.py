@@ -5,12 +5,11 @@ to medium: full finetuning, LoRA and MonteCLoRA, with and without recomputation.
 torch's allocator has given out at once in the third step, operators' work space included; beside it are the bytes that are
 held between steps, and the bytes on the wire, counted in the collectives. The ratios are predictions over measurements.
 
-    python benchmarks/memory_model.py [--quick] [--json PATH]
+    python benchmarks/memory_model.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import itertools
@@ -24,7 +23,7 @@ from typing import Any
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import show, write_json  # noqa: E402
+from benchmarks.claims import options, show, write_json  # noqa: E402
 from tests.ranks import run_ranks  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +38,9 @@ METHODS: dict[str, Any] = {"full": "none", "lora": "lora", "monteclora": "montec
 SEQ_LEN, ROWS = 512, 2
 
 
-def cases(*, is_quick: bool) -> list[dict[str, Any]]:
+def cases(size: str) -> list[dict[str, Any]]:
     """What is measured."""
-    sizes = ("tiny", "small") if is_quick else tuple(SIZES)
+    sizes = tuple(SIZES) if size == "full" else ("tiny", "small")
     grid = [
         {"size": size, "method": method, "placement": placement, "recomputed": recomputed}
         for size in sizes for placement in ("replicated", "zero3") for method in METHODS
@@ -53,7 +52,7 @@ def cases(*, is_quick: bool) -> list[dict[str, Any]]:
         {"size": "small", "method": "lora", "placement": "replicated", "recomputed": "off", "precision": "fp32"},
         {"size": "small", "method": "full", "placement": "zero3", "recomputed": "full", "target_fraction": 0.1},
     ]
-    return grid if is_quick else grid + more
+    return grid if size == "quick" else grid + more
 
 
 def measure_all(wanted: list[dict[str, Any]], folder: str) -> list[dict[str, float]]:
@@ -203,11 +202,11 @@ def claims_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the two smaller models")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser = options(
+        __doc__, quick="the two smaller models", bench="the two smaller models, and the cases beside the grid"
+    )
     arguments = parser.parse_args()
-    results = compare(cases(is_quick=arguments.quick), timeout=1800)
+    results = compare(cases(arguments.size), timeout=1800)
     for case in results:
         label = " ".join(
             str(case.get(key, "")) for key in ("size", "method", "placement", "recomputed", "optimizer", "precision")
@@ -220,7 +219,7 @@ def main() -> None:
     claims = claims_of(results)
     show(claims)
     if arguments.json:
-        write_json(arguments.json, {"schema": 1, "ranks": RANKS, "results": results, "claims": claims})
+        write_json(arguments.json, arguments.size, {"ranks": RANKS, "results": results, "claims": claims})
 
 
 if __name__ == "__main__":

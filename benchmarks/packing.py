@@ -11,12 +11,11 @@ Both put the ids together from memory. For comparison, two shares without packin
 the next example does not fit) and `padded` (batches of 8, padded to the longest). A ratio is taken within a round, in which each
 contender is a process of its own; the median over the rounds is the claim.
 
-    python benchmarks/packing.py [--quick] [--json PATH]
+    python benchmarks/packing.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -29,10 +28,10 @@ from numpy.typing import NDArray
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from data_pipeline.config import DataConfig, SourceConfig  # noqa: E402
 
-TRL = peers.Peer("trl 1.16.0", ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "datasets==5.2.0"))
+TRL = peers.PEERS["trl"]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TIMEOUT = 600.0
 PADDED_BATCH = 8
@@ -70,9 +69,9 @@ def lognormal_lengths(mean: float, sigma: float, count: int, seq_len: int) -> ND
     return np.clip(drawn, 8, seq_len).astype(np.int32)
 
 
-def cases(quick: bool, cache: Path) -> dict[str, tuple[Lengths, int]]:
+def cases(is_short: bool, cache: Path) -> dict[str, tuple[Lengths, int]]:
     """What is packed, by name: lengths by source, and the length of rows."""
-    count = 10_000 if quick else 50_000
+    count = 10_000 if is_short else 50_000
     found: dict[str, tuple[Lengths, int]] = {
         "lognormal_mean167": ({"a": lognormal_lengths(167, 0.8, 3 * count, 4096)}, 4096),
         "lognormal_mean872": ({"a": lognormal_lengths(872, 1.0, count, 4096)}, 4096),
@@ -103,13 +102,13 @@ def padded_share(lengths: NDArray[np.int32]) -> float:
 
 
 def measure(file: Path, seq_len: int, rounds: int, trl: Path, scratch: Path) -> list[dict[str, Any]]:
-    """One result by contender per round; they take turns in going first."""
+    """One result by contender per round, in turns."""
     arguments = ("--lengths", file, "--seq-len", seq_len)
     results = []
-    for turn in range(rounds):
+    scripts: list[tuple[str, Path | str]] = [("ours_packing.py", sys.executable), ("trl_packing.py", trl)]
+    for order in turns(scripts, rounds):
         result: dict[str, Any] = {}
-        scripts: list[tuple[str, Path | str]] = [("ours_packing.py", sys.executable), ("trl_packing.py", trl)]
-        for script, python in scripts[:: 1 if turn % 2 == 0 else -1]:
+        for script, python in order:
             printed = peers.run(python, script, *arguments, scratch=scratch, timeout=TIMEOUT)
             result |= {"ours": printed} if script == "ours_packing.py" else printed
         results.append(result)
@@ -137,20 +136,18 @@ def claims_of(name: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer examples and rounds, under two minutes")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(__doc__, quick="fewer examples and rounds, under two minutes", bench="fewer examples, two rounds")
     parser.add_argument(
         "--environments", type=Path, default=peers.DEFAULT_ENVIRONMENTS, help="where peers are installed"
     )
     asked = parser.parse_args()
     trl = peers.installed(TRL, asked.environments)
-    rounds = 2 if asked.quick else 5
+    rounds = {"quick": 1, "bench": 2, "full": 6}[asked.size]
     claims: list[dict[str, Any]] = []
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for name, (lengths, seq_len) in cases(asked.quick, scratch).items():
+        for name, (lengths, seq_len) in cases(asked.size != "full", scratch).items():
             file = scratch / f"{name}.npz"
             np.savez(file, **dict[str, Any](lengths))
             results = measure(file, seq_len, rounds, trl, scratch)
@@ -171,8 +168,8 @@ def main() -> None:
     show(claims)
     if asked.json:
         settings = {"peer": list(TRL.requirements), "rounds": rounds, "threads": 1}
-        write_json(asked.json, {"schema": 1, "settings": settings, "measured": measured, "claims": claims})
+        write_json(asked.json, asked.size, {"settings": settings, "measured": measured, "claims": claims})
 
 
 if __name__ == "__main__":
-    main()
+    peers.reported(main)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,18 @@ PEERS = {
         "mosaicml-streaming 0.13.0", ("torch==2.13.0", "mosaicml-streaming==0.13.0", "transformers==4.57.6")
     ),
     "datasets": Peer("datasets 5.2.0", ("torch==2.13.0", "datasets==5.2.0", "transformers==5.23.0")),
+    "trl": Peer("trl 1.16.0", ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "datasets==5.2.0")),
     "litdata": Peer("litdata 0.2.76", ("torch==2.13.0", "litdata==0.2.76", "transformers==5.23.0")),
 }
+
+
+def reported(main: Callable[[], None]) -> None:
+    """Call a script's main; of a peer that fails the message is printed, and the exit code is 1."""
+    try:
+        main()
+    except PeerError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
 def installed(peer: Peer, folder: Path) -> Path:

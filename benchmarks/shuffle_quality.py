@@ -5,12 +5,11 @@ of different sizes with the blocks that a .jsonl has. A repetition is a seed, fo
 the claim, the extremes are its spread. Up to 65,536 documents the order is to be a true shuffle; beyond that over the lanes
 of a batch, and nearly so within a lane. The time of a place in the permutation is measured too.
 
-    python benchmarks/shuffle_quality.py [--quick] [--json PATH]
+    python benchmarks/shuffle_quality.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import numpy as np
 # Run by path, a script sees its own folder where it needs the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, write_json  # noqa: E402
 from data_pipeline.order import Permutation, group_size  # noqa: E402
 from data_pipeline.shuffle_quality import ShuffleQuality, measure, shuffle_quality  # noqa: E402
 from data_pipeline.sources.source import BLOCKS  # noqa: E402
@@ -53,13 +52,13 @@ def seconds_per_place(num_documents: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and seeds, in seconds")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(__doc__, quick="fewer sizes and seeds, in seconds", bench="up to a million documents, fewer seeds")
     arguments = parser.parse_args()
 
-    sizes = [20_000, 1_000_000] if arguments.quick else [20_000, 65_536, 1_000_000, 10_000_000]
-    seeds, sample = range(3 if arguments.quick else 7), 50_000 if arguments.quick else 200_000
+    every = [20_000, 65_536, 1_000_000, 10_000_000]
+    sizes = {"quick": [20_000, 1_000_000], "bench": every[:-1], "full": every}[arguments.size]
+    seeds = range({"quick": 3, "bench": 5, "full": 7}[arguments.size])
+    sample = 200_000 if arguments.size == "full" else 50_000
     claims: list[dict[str, Any]] = []
     sources: list[dict[str, Any]] = []
     for num_documents in sizes:
@@ -90,7 +89,7 @@ def main() -> None:
     show(claims)
     if arguments.json:
         settings = {"lanes": NUM_LANES, "bytes": BYTES, "seeds": len(seeds), "sample": sample, "numpy": np.__version__}
-        write_json(arguments.json, {"schema": 1, "settings": settings, "sources": sources, "claims": claims})
+        write_json(arguments.json, arguments.size, {"settings": settings, "sources": sources, "claims": claims})
 
 
 if __name__ == "__main__":

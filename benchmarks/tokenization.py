@@ -10,12 +10,11 @@ more ("again", which is what a second epoch in memory would see; no claim). A ra
 median over the repetitions is the claim. All documents are compared with sentencepiece's ids, none may differ; those
 of tokenizers are counted too, for information.
 
-    python benchmarks/tokenization.py [--quick] [--json PATH]
+    python benchmarks/tokenization.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -35,7 +34,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from data_pipeline.config import DataConfig, SourceConfig  # noqa: E402
 from data_pipeline.demo.tokenizer import train_tokenizer  # noqa: E402
 from data_pipeline.encoding.examples import Encoder  # noqa: E402
@@ -119,14 +118,15 @@ def measure(path: Path, documents: Sequence[str], repetitions: int) -> dict[str,
     reference = load_tokenizer(path, "reference")
     converted = conversion(parse_model(path.read_bytes()))
     seconds: dict[str, list[float]] = {name: [] for name in ("first", "again", "sentencepiece", "tokenizers")}
-    for repetition in range(repetitions):
-        ours = load_tokenizer(path)
-        peers = {"sentencepiece": reference.encode_ids, "tokenizers": converted}
-        turns: list[tuple[str, Encode]] = [("first", ours.encode_ids), ("again", ours.encode_ids)]
-        # Ours comes before the peers and after them in turn.
-        order = [*turns, *peers.items()] if repetition % 2 else [*peers.items(), *turns]
-        for name, encode in order:
-            seconds[name].append(seconds_of(encode, documents))
+    # Ours encodes twice in its turn.
+    parts = {"ours": ("first", "again"), "sentencepiece": ("sentencepiece",), "tokenizers": ("tokenizers",)}
+    for order in turns(parts, repetitions):
+        encoders = {
+            "ours": load_tokenizer(path).encode_ids, "sentencepiece": reference.encode_ids, "tokenizers": converted
+        }  # fmt: skip
+        for who in order:
+            for name in parts[who]:
+                seconds[name].append(seconds_of(encoders[who], documents))
     return seconds
 
 
@@ -169,18 +169,16 @@ def microseconds_per_document(path: Path, documents: Sequence[str]) -> dict[str,
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="half of the text and 3 repetitions, in a minute or two")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(__doc__, quick="half of the text and 3 repetitions, in a minute or two", bench="6 repetitions")
     arguments = parser.parse_args()
-    documents = texts(16 if arguments.quick else 32)
+    documents = texts(16 if arguments.size == "quick" else 32)
     megabytes = sum(len(text.encode("utf-8", "replace")) for text in documents) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         path, what = tokenizer_file(Path(folder), documents)
         ours, reference = load_tokenizer(path), load_tokenizer(path, "reference")
         if ours.engine == reference.engine:
             parser.exit(2, f"there is no fast engine to measure: {ours.engine_note}\n")
-        seconds = measure(path, documents, 3 if arguments.quick else 7)
+        seconds = measure(path, documents, {"quick": 3, "bench": 6, "full": 9}[arguments.size])
         mismatches = differing(ours.encode_ids, reference, documents)
         others = differing(conversion(parse_model(path.read_bytes())), reference, documents)
         loading, record = seconds_to_load(path), microseconds_per_document(path, documents)
@@ -202,9 +200,9 @@ def main() -> None:
     show(claims)
     if arguments.json:
         settings = {"tokenizer": what, "documents": len(documents), "megabytes": megabytes, "engine": ours.engine}
-        content = {"schema": 1, "settings": settings, "megabytes_per_second": speeds, "loading_seconds": loading}
+        content = {"settings": settings, "megabytes_per_second": speeds, "loading_seconds": loading}
         content |= {"microseconds_per_document": record, "tokenizers_mismatches": others, "claims": claims}
-        write_json(arguments.json, content)
+        write_json(arguments.json, arguments.size, content)
 
 
 if __name__ == "__main__":

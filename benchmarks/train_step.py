@@ -17,17 +17,16 @@ what it held with its libraries loaded. In fp32 the first loss of all must be th
 Then: bytes that a LoRA step puts on the wire, counted by training/watch/traffic.py in all contenders, at the width of a larger model; and the
 time that a run of training/main.py from text waits for its rows.
 
-    python benchmarks/train_step.py [--quick] [--json PATH]
+    python benchmarks/train_step.py [--quick | --bench] [--json PATH]
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
-from benchmarks.claims import claim, show, write_json  # noqa: E402
+from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
 from benchmarks.data_corpus import library_texts, tokenizer_files, write_jsonl  # noqa: E402
 
 RANKS = 2
@@ -47,6 +46,7 @@ PEER = {"full": TRAINER, "lora": f"{TRAINER}, peft {importlib.metadata.version('
 GOAL = {"full": ">=1.2", "lora": ">=1.3"}
 GOALS_FOR = {"full": ("ours_zero3", "ours_replicated"), "lora": ("ours_replicated",)}
 """The placements that the goal is about: of an adapter the one that spares the base the way, where it fits."""
+CONTENDERS = ("peer", "ours_zero3", "ours_replicated")
 SAME_LOSS = 1e-5
 
 
@@ -90,6 +90,43 @@ class Size:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained, and by whom."""
+
+    method: str
+    """full or lora"""
+    precision: str
+    masked: float
+    """Part of the tokens that is no target."""
+    contenders: tuple[str, ...] = CONTENDERS
+
+    @property
+    def suffix(self) -> str:
+        """Of its claims' names."""
+        return f"{self.precision}_masked{100 * self.masked:.0f}"
+
+
+def cases(size: str) -> list[Case]:
+    """What is measured at a size of the run."""
+    if size == "quick":
+        return [Case(method=method, precision="fp32", masked=0.5) for method in ("full", "lora")]
+    if size == "bench":
+        # Full finetuning where ours gains least, ZeRO-3 against ZeRO-3; one case in fp32, in which first losses are to be equal.
+        zero3, replicated = ("peer", "ours_zero3"), ("peer", "ours_replicated")
+        return [
+            Case(method="full", precision="bf16", masked=0.5, contenders=zero3),
+            Case(method="full", precision="bf16", masked=0.0, contenders=zero3),
+            Case(method="lora", precision="fp32", masked=0.5, contenders=replicated),
+        ]
+    return [
+        Case(method=method, precision=precision, masked=masked)
+        for method in ("full", "lora")
+        for precision in ("bf16", "fp32")
+        for masked in (0.5, 0.0)
+    ]
+
+
 def step(contender: str, base: Path, size: Size, scratch: Path, *arguments: object) -> dict[str, Any]:
     """What a contender printed."""
     script = "trainer_steps.py" if contender == "peer" else "ours_steps.py"
@@ -101,14 +138,13 @@ def step(contender: str, base: Path, size: Size, scratch: Path, *arguments: obje
 
 
 def measure(
-    method: str, precision: str, masked: float, base: Path, size: Size, rounds: int, steps: int, scratch: Path
+    case: Case, base: Path, size: Size, rounds: int, steps: int, scratch: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """What every contender printed in every round; each comes equally often first, second and last."""
-    results: dict[str, list[dict[str, Any]]] = {"peer": [], "ours_zero3": [], "ours_replicated": []}
-    names = list(results)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    """What every contender of a case printed in every round."""
+    method, precision, masked = case.method, case.precision, case.masked
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
+    for order in turns(case.contenders, rounds):
+        for name in order:
             result = step(
                 name, base, size, scratch,
                 "--method", method, "--precision", precision, "--masked", masked, "--steps", steps, "--warm-up", 1,
@@ -126,13 +162,13 @@ def measure(
 def step_claims(
     method: str, precision: str, suffix: str, results: dict[str, list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Speed, memory and the same start."""
+    """Speed, memory and the same start, of ours that took part."""
 
     def figures(name: str, figure: str) -> list[float]:
         return [float(result[figure]) for result in results[name]]
 
     claims = []
-    for name in ("ours_zero3", "ours_replicated"):
+    for name in (name for name in CONTENDERS if name in results and name != "peer"):
         goal = GOAL[method] if name in GOALS_FOR[method] else ">=1"
         speed = claim(
             f"{method}_tokens_per_second_{name}_{suffix}",
@@ -169,7 +205,7 @@ def traffic_claims(base: Path, size: Size, scratch: Path) -> tuple[list[dict[str
             1,
             "--count",
         )["traffic"]
-        for name in ("peer", "ours_zero3", "ours_replicated")
+        for name in CONTENDERS
     }
     sums = {name: sum(kinds.values()) for name, kinds in counted.items()}
     for name, total in sums.items():
@@ -228,21 +264,26 @@ export = false
 
 def main() -> None:
     """Measure, print a line per claim, and write the numbers where `--json` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small case per method, in some minutes")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser = options(
+        __doc__,
+        quick="one small case per method, in some minutes",
+        bench="full finetuning under ZeRO-3 with and without a mask, LoRA replicated, in two rounds",
+    )
     parser.add_argument("--methods", default="full,lora", help="which of full and lora; both unless given")
-    parser.add_argument("--rounds", type=int, help="turns of every contender; 3, and 1 with --quick")
+    parser.add_argument(
+        "--rounds", type=int,
+        help="turns of every contender, 1 or the next multiple of their number; 3, 2 with --bench, and 1 with --quick",
+    )  # fmt: skip
     asked = parser.parse_args()
-    if asked.quick:
+    quick = asked.size == "quick"
+    narrow = Size(hidden=1024, layers=2, seq_len=64, document=40, micro=1, accumulation=2)
+    wire = narrow if asked.size != "full" else replace(narrow, hidden=2048)
+    if quick:
         size = Size(hidden=256, layers=4, seq_len=256, document=100, micro=2, accumulation=1)
-        wire = Size(hidden=1024, layers=2, seq_len=64, document=40, micro=1, accumulation=2)
-        cases = [("full", "fp32", 0.5), ("lora", "fp32", 0.5)]
     else:
         size = Size(hidden=384, layers=6, seq_len=1024, document=300, micro=1, accumulation=2)
-        wire = Size(hidden=2048, layers=2, seq_len=64, document=40, micro=1, accumulation=2)
-        cases = [(m, p, masked) for m in ("full", "lora") for p in ("bf16", "fp32") for masked in (0.5, 0.0)]
-    rounds, steps = asked.rounds or (1 if asked.quick else 3), 3 if asked.quick else 4
+    rounds = asked.rounds or {"quick": 1, "bench": 2, "full": 3}[asked.size]
+    steps = 4 if asked.size == "full" else 3
     # Otherwise DeepSpeed, which transformers imports, says that it finds no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     claims: list[dict[str, Any]] = []
@@ -250,22 +291,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as temporary:
         scratch = Path(temporary)
         base = size.save(scratch / "base")
-        for method, precision, masked in cases:
-            if method not in asked.methods.split(","):
+        for case in cases(asked.size):
+            if case.method not in asked.methods.split(","):
                 continue
-            suffix = f"{precision}_masked{100 * masked:.0f}"
-            results = measure(method, precision, masked, base, size, rounds, steps, scratch)
-            measured[f"{method}_{suffix}"] = results
-            claims += step_claims(method, precision, suffix, results)
+            results = measure(case, base, size, rounds, steps, scratch)
+            measured[f"{case.method}_{case.suffix}"] = results
+            claims += step_claims(case.method, case.precision, case.suffix, results)
         counted, measured["traffic"] = traffic_claims(wire.save(scratch / "wide"), wire, scratch)
-        waited, measured["run"] = data_wait(size, 10 if asked.quick else 30, scratch)
+        waited, measured["run"] = data_wait(size, 30 if asked.size == "full" else 10, scratch)
         claims += [*counted, waited]
     show(claims)
     if asked.json:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         settings = {"ranks": RANKS, "threads": 1, "size": size.__dict__, "wire": wire.__dict__, "versions": versions}
-        write_json(asked.json, {"schema": 1, "settings": settings, "measured": measured, "claims": claims})
+        write_json(asked.json, asked.size, {"settings": settings, "measured": measured, "claims": claims})
 
 
 if __name__ == "__main__":
-    main()
+    peers.reported(main)

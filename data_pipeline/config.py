@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.files import is_url
+from data_pipeline.files import is_url, looked_at
 from data_pipeline.sources.suffixes import FORMATS, data_files, format_of
 
 MIN_SEQ_LEN = 8
@@ -81,7 +81,7 @@ class SourceConfig:
         if (self.path is None) == (self.dataset is None):
             yield "path", "name either path (files) or dataset (a Hugging Face dataset), and not both"
         elif self.path is not None:
-            yield from self._path_problems(self.path)
+            yield from looked_at("path", self._path_problems(self.path))
         if not (math.isfinite(self.weight) and self.weight > 0):
             yield "weight", f"{self.weight} is not above 0; leave a source out instead of giving it no weight"
         for name in ("text_field", "prompt_field", "response_field", "messages_field"):
@@ -99,7 +99,12 @@ class SourceConfig:
         elif Path(path).is_dir():
             if not data_files(Path(path)):
                 cure = _cure_of(path, "name one that does")
-                yield "path", f"the folder {path} holds no {', '.join(FORMATS)} file; {cure}"
+                yield (
+                    "path",
+                    f"the folder {path} holds no {', '.join(FORMATS)} file (in subfolders only .txt is looked for); {cure}",
+                )
+        elif not Path(path).is_file():
+            yield "path", f"{path} is neither a file nor a folder"
         elif format_of(path) is None:
             yield "path", f"{path} is none of the files that can be read: {', '.join(FORMATS)}"
 
@@ -171,20 +176,32 @@ class DataConfig:
         for name, source in self.sources.items():
             for field_name, message in source.problems():
                 yield f"sources.{name}.{field_name}", message
-        if not self.tokenizer.exists():
-            cure = _cure_of(self.tokenizer, f"name a {' or '.join(TOKENIZER_FILES)}, or a folder with one of them")
-            yield "tokenizer", f"{self.tokenizer} does not exist; {cure}"
-        elif self.tokenizer.is_dir() and not any((self.tokenizer / name).is_file() for name in TOKENIZER_FILES):
-            yield "tokenizer", f"the folder {self.tokenizer} holds neither {' nor '.join(TOKENIZER_FILES)}"
-        elif self.tokenizer.is_file() and self.tokenizer.suffix not in (".model", ".json"):
-            yield "tokenizer", f"{self.tokenizer} is neither a SentencePiece .model nor a tokenizer .json"
-        if self.chat_template is not None and not self.chat_template.is_file():
-            yield "chat_template", f"{self.chat_template} is no file; name a Jinja template"
+        yield from looked_at("tokenizer", self._tokenizer_problems())
+        yield from looked_at("chat_template", self._chat_template_problems())
         if self.seq_len < MIN_SEQ_LEN:
             yield "seq_len", f"{self.seq_len} tokens is too short; use {MIN_SEQ_LEN} at least"
         if self.workers < 0:
             yield "workers", f"{self.workers} is below 0; 0 tokenizes in the training step itself"
         if not (math.isfinite(self.cache_gb) and self.cache_gb > 0):
             yield "cache_gb", f"{self.cache_gb} is not above 0"
+        yield from looked_at("cache_dir", self._cache_dir_problems())
+
+    def _tokenizer_problems(self) -> Iterator[tuple[str, str]]:
+        if not self.tokenizer.exists():
+            cure = _cure_of(self.tokenizer, f"name a {' or '.join(TOKENIZER_FILES)}, or a folder with one of them")
+            yield "tokenizer", f"{self.tokenizer} does not exist; {cure}"
+        elif self.tokenizer.is_dir():
+            if not any((self.tokenizer / name).is_file() for name in TOKENIZER_FILES):
+                yield "tokenizer", f"the folder {self.tokenizer} holds neither {' nor '.join(TOKENIZER_FILES)}"
+        elif not self.tokenizer.is_file():
+            yield "tokenizer", f"{self.tokenizer} is neither a file nor a folder"
+        elif self.tokenizer.suffix not in (".model", ".json"):
+            yield "tokenizer", f"{self.tokenizer} is neither a SentencePiece .model nor a tokenizer .json"
+
+    def _chat_template_problems(self) -> Iterator[tuple[str, str]]:
+        if self.chat_template is not None and not self.chat_template.is_file():
+            yield "chat_template", f"{self.chat_template} is no file; name a Jinja template"
+
+    def _cache_dir_problems(self) -> Iterator[tuple[str, str]]:
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             yield "cache_dir", f"{self.cache_dir} is no folder"

@@ -27,8 +27,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from data_pipeline.sources.errors import DataError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Reach a helper together with the process it helps, which heeds them and ends it in its own time."""
+RUN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Reach a helper together with the process it helps, which heeds them: it ends the helper in its own time, or writes its stacks."""
 
 SECONDS_TO_DIE = 5.0
 """Longest wait for a process that was killed: only a read that the kernel cannot interrupt outlasts that."""
@@ -46,7 +46,7 @@ _SECONDS_BETWEEN_REPORTS = 0.1
 def start_python(code: str, descriptor: int, stderr: int | None = None) -> subprocess.Popen[bytes]:
     """Start a Python that runs `code`, and that inherits the socket `descriptor`.
 
-    Signals to stop are blocked in it until it calls `ignore_stop_signals`.
+    The run's signals are blocked in it until it calls `ignore_run_signals`.
     """
     environment = os.environ | {
         # What is importable here is importable there.
@@ -58,8 +58,8 @@ def start_python(code: str, descriptor: int, stderr: int | None = None) -> subpr
     }
     # Not with -m: what the module sends would then be of classes of __main__.
     command = [sys.executable, "-P", "-c", code]
-    # A signal to stop that comes before the helper ignores them would end it: it inherits this mask.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # A signal that comes before the helper ignores them would end it: it inherits this mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
     try:
         return subprocess.Popen(
             command, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, stderr=stderr, env=environment
@@ -68,11 +68,11 @@ def start_python(code: str, descriptor: int, stderr: int | None = None) -> subpr
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def ignore_stop_signals() -> None:
-    """In a helper: leave the signals that ask a run to stop to the process it helps."""
-    for number in STOP_SIGNALS:
+def ignore_run_signals() -> None:
+    """In a helper: leave the signals that are for the run to the process it helps."""
+    for number in RUN_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RUN_SIGNALS)
 
 
 def run_in_processes(
@@ -215,7 +215,7 @@ class _Helper:
 
 def main(descriptor: int, parent: int) -> None:
     """In a helper: do the jobs that come through the socket `descriptor` from the process `parent`."""
-    ignore_stop_signals()
+    ignore_run_signals()
     connection = Connection(descriptor)
     received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, parent, received), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The command line: `python -m evals run | report | collect | rank`."""
+"""The command line: `python -m evals run | report | collect | claims | rank`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from evals.agreement import CommonError
 from evals.errors import EvalError
+from evals.ranks import leave
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,12 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return USAGE_ERROR
     return 0
 
 
 def _is_first() -> bool:
     """Whether this process is the one of several that tells what all know."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -124,7 +130,16 @@ def _collect(args: argparse.Namespace) -> None:
             raise SystemExit(INTERRUPTED) from None
 
 
+def _claims(args: argparse.Namespace) -> None:
+    from evals.claims.command import run_claims, summary
+
+    for line in summary(run_claims(args.roots, args.out)):
+        print(line)
+    print(f"written: {args.out}, {args.out.with_suffix('')}/claims.json and its figures")
+
+
 def _rank(args: argparse.Namespace) -> None:
+    from evals.outputs import check_place
     from evals.weights import heat_map
     from evals.weights.command import compare_folders, parse_modules, result_path, show
     from evals.weights.rank import Settings
@@ -135,6 +150,7 @@ def _rank(args: argparse.Namespace) -> None:
         raise EvalError("--out and --run both say where the result goes; give one of them")
     if args.plot is not None:
         heat_map.check_format(args.plot)
+        check_place(args.plot, "name another file with --plot")
     out = args.out if args.run is None else result_path(args.run, args.step)
     try:
         document = compare_folders(
@@ -177,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evals", description="Score models; report what runs learned and forgot."
     )
-    commands = parser.add_subparsers(required=True, metavar="run|report|collect|rank")
+    commands = parser.add_subparsers(required=True, metavar="run|report|collect|claims|rank")
 
     run = commands.add_parser(
         "run",
@@ -202,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=KIND:DOMAIN:PATH",
-        help="held-out text: KIND bits_per_byte or continuation_choice, DOMAIN new or old, PATH a JSONL file; repeat",
+        help="held-out text: KIND bits_per_byte, continuation_choice or response_bits_per_byte, DOMAIN new or old, PATH a "
+        "JSONL file; repeat",
     )
     run.add_argument("--data", type=Path, metavar="DIR", help="folder of the suites' data sets (default: the hub)")
     run.add_argument("--samples", type=int, help="answers per prompt of tasks that sample (default: the suite's)")
@@ -272,6 +289,17 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--csv", type=Path, help="also write table.csv here")
     collect.set_defaults(command=_collect)
 
+    claims = commands.add_parser(
+        "claims",
+        help="what the papers claim about these methods, measured on the runs of a sweep",
+        description="Measure the claims of the papers on every run below some folders: which run is which method is taken from "
+        "its configuration. Writes a Markdown document, and beside it a folder with its figures and claims.json. Notes in "
+        "the document stay when it is written again.",
+    )
+    claims.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folder that holds runs")
+    claims.add_argument("--out", type=Path, required=True, metavar="FILE", help="the document, such as docs/study.md")
+    claims.set_defaults(command=_claims)
+
     rank = commands.add_parser("rank", help="the rank of the weight change between two states of a model, by SVD")
     rank.add_argument(
         "before", type=Path, metavar="BEFORE", help="folder of a model, an adapter, or a run with an export"
@@ -293,4 +321,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -154,6 +154,6 @@ def _tokenizers(file: Path, config: Mapping[str, Any]) -> Codec:
 def _config(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -46,14 +47,20 @@ class ModelFolder:
     def identity(self) -> str:
         """A hash of the model's content, wherever its files are: the configs, and of each file of weights the name, the
         size, the header (names, types and shapes) and pieces of the values (see `_piece_starts`).
+
+        Raises:
+            EvalError: one of them cannot be read.
         """
         digest = hashlib.sha256()
         for folder in (self.model, self.adapter):
             for path in sorted(folder.iterdir()) if folder is not None else ():
-                if path.suffix in (".safetensors", ".bin"):
-                    _add_pieces(digest, path)
-                elif path.name in ("config.json", "adapter_config.json"):
-                    digest.update(path.read_bytes())
+                try:
+                    if path.suffix in (".safetensors", ".bin"):
+                        _add_pieces(digest, path)
+                    elif path.name in ("config.json", "adapter_config.json"):
+                        digest.update(path.read_bytes())
+                except OSError as error:
+                    raise EvalError(f"{path}: cannot be read ({error.strerror})") from None
         return digest.hexdigest()
 
 
@@ -143,9 +150,10 @@ def _piece_starts(size: int) -> list[int]:
 
 
 def _base(folder: Path, settings: Mapping[str, Any]) -> Path:
-    named = settings.get("base_model_name_or_path") or ""
+    named = str(settings.get("base_model_name_or_path") or "")
     for candidate in (Path(named), folder / named):
-        if named and (candidate / "config.json").is_file():
+        # os.path asks without an error also for what can be no path.
+        if named and os.path.isfile(candidate / "config.json"):
             return candidate
     raise EvalError(f"{folder}: an adapter of {named!r}, which is not a model folder here; name its base with --base")
 
@@ -157,6 +165,6 @@ def _config(folder: Path) -> dict[str, Any]:
 def _json(file: Path, what: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvalError(f"{file.parent}: no readable {file.name} there ({error}); give {what}") from error
     return content if isinstance(content, dict) else {}

@@ -1,15 +1,25 @@
-"""This process among those that score a model together: as torchrun's variables say, or alone."""
+"""This process among those that score a model together: as torchrun's or srun's variables say, or alone."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
 
+from evals.agreement import CommonError
 from evals.errors import EvalError
 
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets for its processes, and a Slurm script for those of srun."""
+"""What torchrun sets for its processes."""
+SRUN_VARIABLES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+"""What srun says in place of torchrun's; the address is set by the script that calls it (slurm/job.sh)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,9 @@ def place_in(env: Mapping[str, str]) -> Place:
         EvalError: they are there in part, or are not what a launcher sets.
     """
     if "RANK" not in env and "WORLD_SIZE" not in env:
-        return Place()
+        if env.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "SLURM_PROCID" not in env:
+            return Place()
+        env = {**env, **{name: env[theirs] for name, theirs in SRUN_VARIABLES.items() if theirs in env}}
     if missing := [name for name in VARIABLES if name not in env]:
         raise EvalError(
             f"of the variables that start several processes {', '.join(missing)} is not set; start with torchrun, or unset "
@@ -46,9 +58,13 @@ def place_in(env: Mapping[str, str]) -> Place:
     return place
 
 
+PATIENCE = timedelta(minutes=1)
+"""How long a process that is done waits for the others to say the same."""
+
+
 @contextmanager
 def joined(place: Place) -> Iterator[None]:
-    """While inside, the processes can agree with each other."""
+    """While inside, the processes can agree with each other; they leave together, or alone with an error of their own."""
     if place.size == 1:
         yield
         return
@@ -58,8 +74,48 @@ def joined(place: Place) -> Iterator[None]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", rank=place.rank, world_size=place.size)
+    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    store, _, _ = next(dist.rendezvous("env://", place.rank, place.size))
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.size)
     try:
-        yield
+        try:
+            yield
+        except CommonError:
+            _wait_for_all(store, place)
+            raise
+        _wait_for_all(store, place)
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with `code`; where torch was at work, without tearing the interpreter down.
+
+    Threads of native libraries can abort that, and a launcher would take the whole evaluation for failed after its result
+    was written.
+    """
+    if "torch" in sys.modules:
+        for stream in (sys.stdout, sys.stderr):
+            # They may be files on a full disk.
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _wait_for_all(store: Store, place: Place) -> None:
+    """Return when nobody needs this process any more.
+
+    The last collective ends on a rank when it has what it needs; closing its connections then can cut off what another has
+    not read yet. And the store lives in the first process, which therefore goes last.
+    """
+    import torch.distributed as dist
+
+    # Who does not come has ended with an error of its own.
+    with suppress(dist.DistError):
+        store.set(f"done/{place.rank}", "")
+        store.wait([f"done/{rank}" for rank in range(place.size)], PATIENCE)
+        if place.rank == 0:
+            store.wait([f"gone/{rank}" for rank in range(1, place.size)], PATIENCE)
+        else:
+            store.set(f"gone/{place.rank}", "")

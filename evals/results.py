@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import EvalError
+from evals.json_text import parse_json
 
 SCHEMA = 1
 KIND_LABELS = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
 """adapter.kind -> what people call it."""
+DIVERGED = re.compile(r"\b(NonFiniteGradients|LossSpikes)\b")
+"""run.json's `error` of a run that would end in the same way again, however often it is started."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _RESULT_FILE = re.compile(rf"(0|[1-9][0-9]*)(?:\.({_NAME.pattern}))?\.json")
@@ -90,7 +93,7 @@ def read_result(path: Path) -> dict[str, Any]:
         EvalError: there is no such file, or it is not one of ours.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise EvalError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
@@ -159,9 +162,14 @@ class Run:
         return base
 
     @property
+    def is_from_scratch(self) -> bool:
+        """Whether it began with random weights; unknown, and so no, before it has written its configuration."""
+        return self.base is None and bool(self.get("config", "model") or self.adapter)
+
+    @property
     def label(self) -> str:
         """What people call the run's method."""
-        if self.record and self.base is None:
+        if self.is_from_scratch:
             return "from scratch"
         label = KIND_LABELS.get(self.adapter or "", self.adapter or "unknown")
         return f"{label} + HiddenKey" if self.get("config", "hidden_key", "enabled") is True else label
@@ -179,7 +187,7 @@ def load_run(path: Path) -> Run:
     """Open a run's folder, whatever state it is in; its evaluations and metrics are read on demand."""
     path = Path(path)
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = parse_json((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
     steps = {where[0] for file in result_files(path) if (where := result_file_step(file))}
@@ -191,10 +199,12 @@ def find_runs(root: Path) -> list[Run]:
 
     Raises:
         EvalError: the folder does not exist.
+        OSError: it can't be listed.
     """
     root = Path(root)
     if not root.is_dir():
         raise EvalError(f"{root}: no such folder; give the folder that holds the runs")
+    os.scandir(root).close()  # of a folder that can't be listed, the walk would say nothing
     runs = []
     for folder, subfolders, files in os.walk(root, followlinks=False):
         subfolders.sort()
@@ -213,7 +223,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     by_step: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):

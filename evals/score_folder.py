@@ -20,7 +20,7 @@ from evals.model_folder import ModelFolder, find_model, load_model
 from evals.ranks import Place, joined, place_in
 from evals.results import load_run
 from evals.score_request import Request
-from evals.score_result import known_scores, refuse_other_weights, write_scores
+from evals.score_result import check_files, known_scores, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ def _score(request: Request, place: Place) -> dict[str, dict[str, Any]]:
         _say(place, f"already scored at step {request.step} of {request.run}: {', '.join(scored)}")
     if not request.tasks and not loaded:
         return scored
-    made_by_all(lambda: refuse_other_weights(asked, identity), place.size)
+    made_by_all(lambda: check_files(asked, identity), place.size)
 
     import torch
 
@@ -228,11 +228,17 @@ def _held_out(
         seq_len=seq_len,
         batch_tokens=_batch_tokens(request, device),
         device=device,
+        eos_id=codec.eos_id if _ends_texts(request) else None,
         rank=place.rank,
         world_size=place.size,
     )
     assert result is not None, "nothing could have stopped it"
     return result
+
+
+def _ends_texts(request: Request) -> bool:
+    """Whether the end-of-text token ends what was trained on: unless the run says that it did not."""
+    return request.run is None or load_run(request.run).get("config", "data", "eos") is not False
 
 
 def _with_beginning(codec: Codec, model: Any, found: ModelFolder) -> Codec:

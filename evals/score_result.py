@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import EvalError
+from evals.outputs import check_place
 from evals.results import SCHEMA, load_run, read_result, result_file, write_json
 from evals.score_request import Request
 
@@ -31,13 +32,14 @@ def known_scores(request: Request) -> dict[str, Any]:
     return dict(run.result(request.step)["tasks"]) if request.step in run.eval_steps else {}
 
 
-def refuse_other_weights(request: Request, identity: str) -> None:
-    """Keep the scores of different weights out of one file.
+def check_files(request: Request, identity: str) -> None:
+    """Make sure of the files that the request writes to, and keep the scores of different weights out of one file.
 
     Raises:
-        EvalError: a file that the request writes to holds scores of a model with another identity.
+        EvalError: one can't be written, or holds scores of a model with another identity.
     """
     for path in _files(request):
+        check_place(path)
         before = _before(path)
         if before.get("identity", identity) != identity:
             raise EvalError(

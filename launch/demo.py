@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from launch import local
-from training.recipe import ConfigError, load_config
-from training.record.run_record import directory_problems, read_json
+from launch.stages import Stage, run_stages, train_unless_done
+from training.record.run_record import read_json
 
 KINDS = {"none": "full finetuning", "lora": "LoRA", "monteclora": "MonteCLoRA"}
-DS_CONFIG = local.ROOT / "ds_configs" / "zero3_cpu.json"
-STOPPED = 130
+START_OVER = "`make demo-clean` starts the demo over."
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One part of the demo; running it again when it is done costs nothing."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything (default runs/demo)")
+    parser.add_argument("--ranks", type=int, default=2, help="processes per training run (default 2)")
+    parser.add_argument("--until", help="stop after this stage: corpus, base, none, lora, monteclora or report")
 
-    name: str
-    title: str
-    run: Callable[[], int]
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`python -m launch demo`."""
+    if options.ranks < 1:
+        print(f"--ranks {options.ranks}: must be at least 1", file=sys.stderr)
+        return 2
+    return run_demo(options.out.resolve(), ranks=options.ranks, until=options.until, overrides=overrides)
 
 
 def run_demo(out: Path, *, ranks: int, until: str | None, overrides: list[str]) -> int:
@@ -33,28 +34,7 @@ def run_demo(out: Path, *, ranks: int, until: str | None, overrides: list[str]) 
 
     `overrides` are passed to every training run, for a shorter or longer story.
     """
-    console = Console(highlight=False)
-    stages = plan_stages(out, ranks, overrides)
-    names = [stage.name for stage in stages]
-    if until is not None and until not in names:
-        print(f"--until {until}: must be one of {', '.join(names)}", file=sys.stderr)
-        return 2
-    began = time.monotonic()
-    local.terminate_like_interrupt()
-    for number, stage in enumerate(stages, start=1):
-        console.rule(f"[bold]{number}/{len(stages)}  {stage.title}", align="left")
-        try:
-            code = stage.run()
-        except KeyboardInterrupt:
-            console.print("\nStopped; what was done is kept. Run the same command again to continue.")
-            return STOPPED
-        if code != 0:
-            console.print(f"\nThe stage '{stage.name}' ended with exit code {code}; its messages are above.")
-            return code
-        if stage.name == until:
-            break
-    console.print(f"This took {time.monotonic() - began:.0f} s.", style="dim")
-    return 0
+    return run_stages(plan_stages(out, ranks, overrides), until=until)
 
 
 def plan_stages(out: Path, ranks: int, overrides: list[str]) -> list[Stage]:
@@ -64,7 +44,8 @@ def plan_stages(out: Path, ranks: int, overrides: list[str]) -> list[Stage]:
 
     def train(recipe: str, name: str, *settings: str) -> int:
         paths = corpus_settings(corpus, recipe)
-        return train_unless_done(recipes / recipe, ranks, ["--run.dir", str(out / name), *paths, *settings, *overrides])
+        arguments = ["--run.dir", str(out / name), *paths, *settings, *overrides]
+        return train_unless_done(recipes / recipe, ranks, arguments, start_over=START_OVER)
 
     stages = [
         Stage("corpus", "Corpus and tokenizer from this Python installation",
@@ -108,19 +89,3 @@ def rank_unless_done(runs: list[Path]) -> int:
         elif code := local.run_module("training.checkpoint", "rank", str(run), "--step", str(step), "--only-change"):
             return code
     return 0
-
-
-def train_unless_done(recipe: Path, ranks: int, settings: list[str]) -> int:
-    """Train, or say that the run is done; a finished run of another recipe is refused like any other."""
-    try:
-        config = load_config(recipe, settings, world_size=ranks, also_check=directory_problems)
-    except ConfigError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        if "belongs to a different recipe" in str(error):
-            print("`make demo-clean` starts the demo over.", file=sys.stderr)
-        return 2
-    record = read_json(config.run.dir / "run.json") or {}
-    if record.get("status") == "done":
-        print(f"{config.run.dir.name}: done already, {record['step']} steps in {record['seconds']:.0f} s")
-        return 0
-    return local.train(recipe, DS_CONFIG, ranks, settings)

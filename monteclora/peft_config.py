@@ -98,6 +98,8 @@ def from_peft(
     """
     rank, alpha = _number(peft, "r", int), _number(peft, "lora_alpha", float)
     ranks = {name: _lookup(peft, "rank_pattern", name, rank, int) for name in layers}
+    if (lowest := min([rank, *ranks.values()])) < 1:
+        raise ValueError(f"r or rank_pattern has a rank of {lowest}, below 1")
     alphas = {name: _lookup(peft, "alpha_pattern", name, alpha, float) for name in layers}
     # PEFT compares the ends of names, without regard to dots.
     listed = _strings(peft, "modules_to_save")
@@ -180,7 +182,8 @@ def _lookup(peft: Mapping[str, Any], setting: str, name: str, default: Number, k
 
 def _number(values: Mapping[str, Any], name: str, kind: Callable[[Any], Number], where: str = "") -> Number:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and -1e30 < value < 1e30
+    if not is_number or kind(value) != value:
         raise ValueError(f"{where}{name} is {value!r}, not a number for it")
     return kind(value)
 

@@ -117,7 +117,7 @@ def read_adapter(directory: Path, linears: Collection[str], modules: Collection[
         config = from_peft(peft, layers, linears, modules)
     except ValueError as error:
         raise AdapterError(f"{path} is of no use: {error}") from error
-    base, variational, is_ours = None, {}, (directory / OWN_CONFIG).exists()
+    base, variational, is_ours = None, {}, os.path.lexists(directory / OWN_CONFIG)
     if is_ours:
         own = _read_json(directory / OWN_CONFIG)
         config = _agreed(_own_config(directory / OWN_CONFIG, own), config, layers, directory)
@@ -135,7 +135,7 @@ def read_adapter(directory: Path, linears: Collection[str], modules: Collection[
 
 
 def _own_config(path: Path, own: Mapping[str, Any]) -> LoRAConfig:
-    if own.get("schema") != SCHEMA or own.get("method") not in _METHODS:
+    if own.get("schema") != SCHEMA or own.get("method") not in list(_METHODS):
         raise AdapterError(
             f"{path} has schema {own.get('schema')}, method {own.get('method')}; this version reads schema {SCHEMA}, "
             f"{' or '.join(_METHODS)}; use the version that wrote it"
@@ -173,7 +173,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterError(f"{path} is missing; give the directory of a saved adapter") from None
-    except ValueError as error:
+    except OSError as error:
+        raise AdapterError(f"{path} can't be read ({error.strerror}); give the directory of a saved adapter") from None
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not JSON ({error}); save the adapter again") from error
     if not isinstance(content, dict):
         raise AdapterError(f"{path} holds no JSON object; save the adapter again")
@@ -185,6 +187,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise AdapterError(f"{path} is missing; save the adapter again, in safetensors format") from None
+    except OSError as error:
+        raise AdapterError(f"{path} can't be read ({error}); save the adapter again") from None
     except SafetensorError as error:
         raise AdapterError(f"{path} is damaged ({error}); save the adapter again") from error
     for name, value in tensors.items():
@@ -209,7 +213,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     own = {
         name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
+    # safetensors writes for its user alone; others may read this as any new file.
+    temporary.touch()
+    mode = temporary.stat().st_mode & 0o777
     save_file(own, temporary, metadata={"format": "pt"})
+    temporary.chmod(mode)
     _publish(temporary, path)
 
 

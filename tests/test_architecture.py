@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launch", "training", "monteclora", "data_pipeline", "evals")
 MAY_IMPORT = {
-    "launch": {"training", "monteclora"},
+    "launch": {"training", "monteclora", "evals"},
     "training": {"monteclora", "data_pipeline", "evals"},
     "monteclora": set(),
     "data_pipeline": set(),
     "evals": set(),
 }
-# launch plans with the torch-free part of training and of the adapters.
+# launch plans with the torch-free part of training and of the adapters, and finds runs as collect does.
 LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record.run_record", "training.world", "training.files",
                      "training.ds_json", "training.costs.shape", "training.costs.memory", "training.costs.communication", "training.costs.flops",
-                     "training.costs.fitting", "training.length", "monteclora.config"}  # fmt: skip
+                     "training.costs.fitting", "training.length", "training.inputs", "training.ranks.fabric", "training.duration", "training.origin", "monteclora.config", "evals.collect.walk", "evals.collect.sweeps", "evals.errors", "evals.json_text", "evals.results"}  # fmt: skip
 MAY_IMPORT_DEEPSPEED = {"training/placements/zero3.py", "training/model/loading.py", "training/model/build.py"}
-LIGHT = ("launch.plan.command", "launch.plan.table", "training.costs.memory", "training.costs.communication", "training.costs.flops",
-         "training.costs.fitting", "launch.demo", "launch.__main__", "training.config", "training.recipe", "training.record.run_record",
+LIGHT = ("launch.plan.command", "launch.preflight.command", "training.inputs", "launch.submit.command", "launch.sweep.command", "launch.plan.table", "training.costs.memory", "training.costs.communication", "training.costs.flops",
+         "training.costs.fitting", "launch.demo", "launch.__main__", "launch.status.command", "training.config", "training.recipe", "training.record.run_record",
          "training.command_line", "training.origin", "training.checkpoint.retention", "training.checkpoint.manifest", "training.checkpoint.writer_process", "training.checkpoint.__main__", "training.checkpoint.commands", "training.checkpoint.recorded",
          "monteclora.config", "monteclora.hidden_key.config", "data_pipeline.config", "evals.config", "evals.collect.table")  # fmt: skip
 

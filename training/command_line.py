@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.files import resolve
+from data_pipeline.files import resolve, unseen
 from evals.config import EvalConfig, TaskConfig
 from training.config import Config
 from training.ds_json import read_ds_config
@@ -20,7 +21,7 @@ from training.files import read_json
 from training.origin import Origin, Resume, find_origin
 from training.recipe import ConfigError, load_config
 from training.record.run_record import directory_problems
-from training.world import World, WorldError, detect_world
+from training.world import SlurmJob, World, WorldError, detect_world, slurm_job
 
 NO_DS_CONFIG = "--ds_config is missing: the DeepSpeed JSON, such as ds_configs/zero3.json"
 
@@ -28,6 +29,8 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_CONFIGURATION = 2
 EXIT_PREEMPTED = 85
+NOBODY_READS = 141
+"""Of --help into a pipe that is closed early, as by `| head`: what a shell says of a program that SIGPIPE has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class Command:
     world: World
     origin: Origin
     """Where the run begins, as rank 0 sees it."""
+    job: SlurmJob | None
+    """The Slurm job this start belongs to."""
+    goes_on: bool
+    """Whether its launcher, or another start in its job, has started this command line before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +71,7 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
     parser.add_argument("-h", "--help", action="store_true")
     known, overrides = parser.parse_known_args(list(arguments))
     if known.help:
-        print_help(known.recipe)
-        return EXIT_DONE
+        return print_help(known.recipe)
     problems: list[str] = []
     ds_config: dict[str, Any] = {}
     if known.recipe is None:
@@ -83,15 +89,15 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
 
     def run_problems(config: Config) -> list[str]:
         nonlocal origin
-        found = [
-            *directory_problems(config),
-            *ds_config_problems(config, known.ds_config),
-            *node_problems(config, world),
-        ]
+        of_directory = directory_problems(config)
+        found = [*of_directory, *ds_config_problems(config, known.ds_config), *node_problems(config, world)]
         try:
             origin = find_origin(config, resume, is_restart=is_restart(environment))
         except ConfigError as error:
             found += error.problems
+        except OSError as error:
+            # Of run.dir: where that itself can't be looked at, it is said already.
+            found += [] if of_directory else [f'run.dir = "{config.run.dir}": {unseen(error)}']
         return found
 
     try:
@@ -126,7 +132,9 @@ def parse_command_line(arguments: Sequence[str], environment: MutableMapping[str
         if world.rank == 0:
             print(f"{config.run.dir} is done already; remove it, or choose another run.dir, to train again", flush=True)
         return EXIT_DONE
-    return Command(config=config, ds_config=ds_config, world=world, origin=origin)
+    job = slurm_job(environment)
+    goes_on = is_restart(environment) or (job is not None and job.job == job_of_last_start(record))
+    return Command(config=config, ds_config=ds_config, world=world, origin=origin, job=job, goes_on=goes_on)
 
 
 def read_resume(text: str, problems: list[str]) -> Resume:
@@ -145,6 +153,12 @@ def read_resume(text: str, problems: list[str]) -> Resume:
 def is_restart(environment: Mapping[str, str]) -> bool:
     """Whether a launcher has started this command line before, and does so again."""
     return any(environment.get(name, "0") != "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def job_of_last_start(record: Mapping[str, Any]) -> str | None:
+    """Id of the Slurm job that a run was last started in."""
+    starts = record.get("starts") or [{}]
+    return (starts[-1].get("job") or {}).get("job")
 
 
 def was_stopped_in_this_job(record: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
@@ -180,8 +194,8 @@ def node_problems(config: Config, world: World | None) -> list[str]:
     ]
 
 
-def print_help(recipe: Path | None) -> None:
-    """Every setting with its docstring and default (the recipe's value when one is given)."""
+def print_help(recipe: Path | None) -> int:
+    """Every setting with its docstring and default (the recipe's value when one is given); the exit code."""
     import tyro
 
     # Named tables need an entry to show, and what has no default is shown as required.
@@ -202,8 +216,16 @@ def print_help(recipe: Path | None) -> None:
         "Items of a list are separated by commas: a,b. A table is written as in TOML: '{\"*.mlp.*\" = 64}'. "
         "The value none unsets what may be None."
     )
-    tyro.cli(
-        Config, args=["--help"], default=defaults, prog="training/main.py", description=usage,
-        # Truth values are written out, as read_overrides reads them.
-        config=(tyro.conf.FlagConversionOff,),
-    )  # fmt: skip
+    try:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(
+                Config, args=["--help"], default=defaults, prog="training/main.py", description=usage, use_underscores=True,
+                # Truth values are written out, as read_overrides reads them.
+                config=(tyro.conf.FlagConversionOff,),
+            )  # fmt: skip
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written when Python ends goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    return EXIT_DONE

@@ -10,12 +10,14 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.config import TOKENIZER_FILES, DataConfig
+from data_pipeline.files import looked_at
 from evals.config import EvalConfig
 from monteclora.config import LoRAConfig, MonteCLoRAConfig
 from monteclora.hidden_key.config import HiddenKeyConfig
@@ -33,7 +35,7 @@ ADAPTER_JSON = "adapter_config.json"
 
 LENGTHS = {
     "train.steps", "train.tokens", "train.epochs", "train.global_batch_rows", "data.seq_len",
-    "optim.warmup_steps", "optim.warmup", "optim.cooldown_steps", "optim.cooldown", "eval.every",
+    "optim.warmup_steps", "optim.warmup", "optim.cooldown_steps", "optim.cooldown", "eval.every", "eval.at",
 }  # fmt: skip
 """Settings that say how many steps a run and its parts have."""
 
@@ -130,6 +132,10 @@ class ModelConfig:
     allow_remote_code: bool = False
     """Run the Python code that a base brings with it. Whoever wrote it can then do what you can."""
 
+    attention_dropout: float | None = None
+    """Rate of dropout on attention weights while training. Not set: what the base says of itself, most often none. Above 0, a GPU
+    needs a mask of queries x keys in the place of the variable-length kernel."""
+
     activation_checkpointing: str = field(default="off", metadata={"number_too": True})
     """Decoder layers whose activations are recomputed in the backward pass, for memory against up to a third more time:
     off, full (all layers), a number of layers, or auto (as few as the memory model says the device needs)."""
@@ -146,10 +152,12 @@ class ModelConfig:
         if self.base is None:
             yield from nested("architecture", self.architecture)
         elif looks_like_path(self.base):
-            for message in self._base_problems(Path(self.base)):
-                yield "base", message
+            messages = self._base_problems(Path(self.base))
+            yield from looked_at("base", (("base", message) for message in messages))
         if self.revision is not None and (self.base is None or looks_like_path(self.base)):
             yield "revision", "is of a base with a hub name, and model.base is none; leave it out"
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            yield "attention_dropout", "must be at least 0 and below 1 (0 switches it off)"
         yield from self._activation_checkpointing_problems()
 
     def _base_problems(self, folder: Path) -> Iterator[str]:
@@ -212,26 +220,25 @@ class AdapterConfig(MonteCLoRAConfig):
     def problems(self) -> Iterator[Problem]:
         """Yield (field, message) for every value out of range and for an adapter to start with that is not there."""
         yield from super().problems()
-        if self.init_from is None:
-            return
+        if self.init_from is not None:
+            messages = self._init_from_problems(self.init_from)
+            yield from looked_at("init_from", (("init_from", message) for message in messages))
+
+    def _init_from_problems(self, folder: Path) -> Iterator[str]:
         if self.kind == "none":
-            yield (
-                "init_from",
-                "is the start of an adapter, and adapter.kind is none; choose lora or monteclora, or remove it",
-            )
-        elif not self.init_from.is_dir():
-            yield "init_from", "no such folder"
-        elif not (self.init_from / ADAPTER_JSON).is_file():
-            yield "init_from", f"the folder has no {ADAPTER_JSON}, so it is not a saved adapter"
-        elif (saved := read_json(self.init_from / ADAPTER_JSON)) is None:
-            yield "init_from", f"the folder's {ADAPTER_JSON} can't be read; save the adapter again"
+            yield "is the start of an adapter, and adapter.kind is none; choose lora or monteclora, or remove it"
+        elif not folder.is_dir():
+            yield "no such folder"
+        elif not (folder / ADAPTER_JSON).is_file():
+            yield f"the folder has no {ADAPTER_JSON}, so it is not a saved adapter"
+        elif (saved := read_json(folder / ADAPTER_JSON)) is None:
+            yield f"the folder's {ADAPTER_JSON} can't be read; save the adapter again"
         elif saved.get("peft_type") != "LORA":
-            yield "init_from", f"is of type {saved.get('peft_type')} in its {ADAPTER_JSON}; only LORA can be read"
+            yield f"is of type {saved.get('peft_type')} in its {ADAPTER_JSON}; only LORA can be read"
         elif more := list(more_than_lora(saved)):
             yield (
-                "init_from",
                 f"is more than a plain LoRA: its {ADAPTER_JSON} sets {', '.join(more)}; merge it into its base with PEFT "
-                "and set model.base to the result",
+                "and set model.base to the result"
             )
 
 
@@ -595,7 +602,7 @@ class Config:
         yield from self._optim_problems(unread)
         yield from self._eval_problems()
         yield from self._keep_best_problems(unread)
-        yield from self._tokenizer_problems()
+        yield from looked_at("data.tokenizer", self._tokenizer_problems())
         longest = self.max_positions()
         if longest is not None and self.data.seq_len > longest:
             yield "data.seq_len", f"is longer than the {longest} positions the model is made for"
@@ -618,18 +625,26 @@ class Config:
             yield written, f"and the cooldown are longer than the run: {warmup} + {cooldown} > {steps} steps"
         if self.adapter.kind == "monteclora" and self.adapter.start_step >= steps:
             yield "adapter.start_step", f"is never reached: the run has {steps} steps; give a smaller number"
+        name = "eval.at" if self.eval.at else "eval.at_steps"
+        for point in self.eval.at_steps:
+            if point > steps:
+                yield name, f"has step {point}, and the run has {steps}; take it out"
         if not any(self.checkpoint.problems()):
             yield from self._retention_problems(rows_per_epoch)
 
     def _retention_problems(self, rows_per_epoch: int | None) -> Iterator[Problem]:
         """Points and stretches at which checkpoints are kept, against the resolved length of the run."""
         steps, wanted = self.train.steps, self.checkpoint
-        for written in wanted.keep_at:
-            point = steps_in(written, self, rows_per_epoch)
-            if point is not None and point > steps:
-                at = math.ceil(point)
-                yield "checkpoint.keep_at", f"{written!r} is step {at}, and the run has {steps}; take it out"
-            elif point == 0:
+        points = [(written, steps_in(written, self, rows_per_epoch)) for written in wanted.keep_at]
+        if late := [
+            f"{written!r} is step {math.ceil(point)}"
+            for written, point in points
+            if point is not None and point > steps
+        ]:
+            them = "take it out" if len(late) == 1 else "take them out"
+            yield "checkpoint.keep_at", f"{', '.join(late)}, and the run has {steps}; {them}"
+        for written, point in points:
+            if point == 0:
                 yield "checkpoint.keep_at", f"{written!r} is before the first step; take it out"
         if wanted.keep_every is not None:
             stretch = steps_in(wanted.keep_every, self, rows_per_epoch)
@@ -643,17 +658,21 @@ class Config:
     def _eval_problems(self) -> Iterator[Problem]:
         """When the model is scored on the way."""
         wanted = self.eval
-        if wanted.every is None:
-            return
-        if wanted.every_steps != 0:
+        if wanted.every is not None and wanted.every_steps != 0:
             yield "eval.every", "says the same as eval.every_steps; set one of them"
-        try:
-            length = parse_length(wanted.every)
-        except ValueError as error:
-            yield "eval.every", str(error)
-        else:
-            if length.number == 0:
-                yield "eval.every", "is nothing; give a length, or leave it out to score at the start and the end only"
+        if wanted.at and wanted.at_steps:
+            yield "eval.at", "says the same as eval.at_steps; set one of them"
+        written = [("eval.every", text) for text in [wanted.every] if text is not None]
+        for name, text in [*written, *(("eval.at", text) for text in wanted.at)]:
+            try:
+                length = parse_length(text)
+            except ValueError as error:
+                yield name, str(error) if name == "eval.every" else f"{text!r} {error}"
+            else:
+                if length.number == 0 and name == "eval.every":
+                    yield name, "is nothing; give a length, or leave it out to score at the start and the end only"
+                elif length.number == 0:
+                    yield name, f"{text!r} is before the first step; eval.at_start scores the model as loaded"
 
     def _keep_best_problems(self, unread: Collection[str]) -> Iterator[Problem]:
         """checkpoint.keep_best must name what the tasks measure."""
@@ -673,8 +692,9 @@ class Config:
             yield field, f"there is no [eval.tasks.{task}]{hint}"
         elif measured[task] is not None and metric != measured[task]:
             yield field, f"the metric of that task is {measured[task]}; write {task}.{measured[task]}"
-        if self.eval.every_steps < 1 and self.eval.every is None and "eval.every_steps" not in unread:
-            yield field, "needs scores on the way; set eval.every_steps, or eval.every"
+        is_scored = self.eval.every_steps > 0 or self.eval.every or self.eval.at_steps or self.eval.at
+        if not is_scored and "eval.every_steps" not in unread:
+            yield field, "needs scores on the way; set eval.every_steps, eval.every or eval.at"
 
     def _adapter_problems(self) -> Iterator[Problem]:
         ours, base = self.adapter, self.model.base
@@ -697,6 +717,11 @@ class Config:
                 "merges an adapter, and adapter.kind is none, whose export is a full model; remove it",
             )
         is_alone = self.hidden_key.enabled and self.hidden_key.other_dropout == "off"
+        if is_alone and (self.model.attention_dropout or 0) > 0:
+            yield (
+                "model.attention_dropout",
+                "is other dropout than HiddenKey's, which switches it off; leave it out, or set hidden_key.other_dropout to kept",
+            )
         if is_alone and ours.kind != "none" and ours.dropout > 0:
             yield (
                 "adapter.dropout",
@@ -821,6 +846,11 @@ class Config:
                 "hidden_key.enabled",
                 f"compares positions of whole rows, which {field} cuts into parts; set one of them off",
             )
+        if (self.model.attention_dropout or 0) > 0:
+            yield (
+                "model.attention_dropout",
+                f"would drop the same weights in several of the heads that {field} shares out; leave it out",
+            )
         if self.adapter.kind != "none" and self.adapter.dropout > 0:
             yield (
                 "adapter.dropout",
@@ -833,8 +863,8 @@ class Config:
             return
         ours = self.data.tokenizer
         for name in TOKENIZER_FILES:
-            file, theirs = ours / name if ours.is_dir() else ours, Path(self.model.base) / name
-            if file.name == name and file.is_file() and theirs.is_file():
+            file, theirs = ours / name if os.path.isdir(ours) else ours, Path(self.model.base) / name
+            if file.name == name and os.path.isfile(file) and os.path.isfile(theirs):
                 if file.read_bytes() != theirs.read_bytes():
                     yield "data.tokenizer", f"is another tokenizer than the base was trained with: {theirs} differs"
                 return
@@ -844,14 +874,20 @@ class Config:
         if self.model.base is None:
             return self.model.architecture.vocab_size
         shape = base_shape(self.model.base)
-        return shape.get("vocab_size") if shape else None
+        return _size(shape, "vocab_size")
 
     def max_positions(self) -> int | None:
         """Longest sequence the model is made for, or None when that can't be known before loading (a hub name)."""
         if self.model.base is None:
             return self.model.architecture.max_positions
         shape = base_shape(self.model.base)
-        return shape.get("max_position_embeddings") if shape else None
+        return _size(shape, "max_position_embeddings")
+
+
+def _size(shape: dict[str, Any] | None, name: str) -> int | None:
+    """A size in a config.json; None where it says none, or nonsense."""
+    found = (shape or {}).get(name)
+    return found if type(found) is int and found > 0 else None
 
 
 def nested(prefix: str, section: Any) -> Iterator[Problem]:

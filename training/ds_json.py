@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,7 +104,9 @@ TYPES: dict[str, Callable[[Any], bool]] = {
 
 def is_whole(value: Any) -> bool:
     """Whether a JSON value is a whole number; 1e9 is one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+    )
 
 
 class BadJson(ValueError):
@@ -129,6 +132,9 @@ def read_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=without_duplicates)
+        if not isinstance(content, dict):
+            return {}, [f"--ds_config {path}: must be a JSON object"]
+        return content, [f"--ds_config {path}: {problem}" for problem in problems(content, text)]
     except FileNotFoundError:
         return {}, [f"--ds_config {path}: no such file"]
     except (OSError, UnicodeDecodeError) as error:
@@ -137,9 +143,11 @@ def read_ds_config(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"--ds_config {path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"]
     except BadJson as error:
         return {}, [f"--ds_config {path}: {error}"]
-    if not isinstance(content, dict):
-        return {}, [f"--ds_config {path}: must be a JSON object"]
-    return content, [f"--ds_config {path}: {problem}" for problem in problems(content, text)]
+    except RecursionError:
+        return {}, [f"--ds_config {path}: is nested too deep for a DeepSpeed JSON"]
+    except ValueError as error:
+        # A whole number of thousands of digits.
+        return {}, [f"--ds_config {path}: not valid JSON: {error}"]
 
 
 def problems(content: dict[str, Any], text: str) -> Iterator[str]:

@@ -63,7 +63,13 @@ def check_inputs(tokenizer: Tokenizer, config: Config, say: Callable[[str], None
         raise ConfigError(problems)
     if config.eval.tasks:
         assert tokenizer.bos_id is not None
-        check_tasks(config.eval.tasks, encode=tokenizer.encode, bos_id=tokenizer.bos_id, seq_len=config.data.seq_len)
+        check_tasks(
+            config.eval.tasks,
+            encode=tokenizer.encode,
+            bos_id=tokenizer.bos_id,
+            seq_len=config.data.seq_len,
+            eos_id=tokenizer.eos_id if config.data.eos else None,
+        )
     return load_suites(config, say)
 
 
@@ -131,11 +137,14 @@ class Evaluation:
         self._suites = suites or Suites()
 
     def is_due(self, step: int) -> bool:
-        """Whether the model is to be scored after `step` steps: first, last, and every eval.every_steps in between."""
+        """Whether the model is to be scored after `step` steps: first, last, and in between every
+        eval.every_steps and at eval.at_steps.
+        """
+        wanted = self._config.eval
         if step == 0:
-            return self._config.eval.at_start
-        every = self._config.eval.every_steps
-        return step == self._config.train.steps or bool(every and step % every == 0)
+            return wanted.at_start
+        is_between = step in wanted.at_steps or bool(wanted.every_steps and step % wanted.every_steps == 0)
+        return is_between or step == self._config.train.steps
 
     def drop_after(self, step: int) -> None:
         """Remove scores of later steps, which a resumed run will reach again (rank 0)."""
@@ -190,6 +199,7 @@ class Evaluation:
             seq_len=self._config.data.seq_len,
             batch_tokens=self._config.eval.batch_tokens,
             device=self._engine.device,
+            eos_id=self._tokenizer.eos_id if self._config.data.eos else None,
             rank=world.rank,
             world_size=world.size,
             should_stop=partial(self._boundary.cross, f"evaluation after step {step}"),

@@ -83,6 +83,9 @@ def _save_model(engine: Engine, folder: Path, tensors: Mapping[str, Tensor]) -> 
     model: Any = engine.model
     # A copy, because save_pretrained removes entries.
     model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size="5GB")
+    # safetensors writes for its user alone; these are for whoever may read the rest.
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode & 0o777)
 
 
 def _save_adapter(engine: Engine, folder: Path, config: Config, values: Mapping[str, Tensor], fingerprint: str) -> None:

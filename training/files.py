@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from evals.json_text import parse_json
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` by the JSON of `content`; a reader sees the old file or the new one, never half of one."""
@@ -23,8 +25,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None when there is no readable one."""
+    if not os.path.isfile(path):  # a FIFO would be waited for
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -41,7 +41,9 @@ def parse_length(text: str) -> Length:
 def needs_epoch(config: Config) -> bool:
     """Whether a length is in epochs, so that those of the data must be known."""
     optim, checkpoint = config.optim, config.checkpoint
-    written = (optim.warmup, optim.cooldown, config.eval.every, checkpoint.keep_every, *checkpoint.keep_at)
+    written = (
+        optim.warmup, optim.cooldown, config.eval.every, *config.eval.at, checkpoint.keep_every, *checkpoint.keep_at
+    )  # fmt: skip
     return config.train.epochs is not None or any(
         text is not None and parse_length(text).unit == "epoch" for text in written
     )
@@ -53,7 +55,8 @@ def is_length_known(config: Config) -> bool:
 
 
 def resolve(config: Config, rows_per_epoch: int | None) -> Config:
-    """The configuration with train.steps, optim.warmup_steps, optim.cooldown_steps and eval.every_steps as written lengths mean them.
+    """The configuration with train.steps, optim.warmup_steps, optim.cooldown_steps, eval.every_steps and eval.at_steps as written lengths mean
+    them.
 
     The run's length is rounded up to whole steps; all others are rounded to the nearest, but a positive length is one step
     at least. Nothing else changes, and resolving again gives the same.
@@ -67,6 +70,7 @@ def resolve(config: Config, rows_per_epoch: int | None) -> Config:
         None if text is None else steps_in(text, config, rows_per_epoch)
         for text in (optim.warmup, optim.cooldown, config.eval.every)
     )
+    points = [steps_in(text, config, rows_per_epoch) for text in config.eval.at]
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, steps=config.train.steps if steps is None else steps),
@@ -75,7 +79,11 @@ def resolve(config: Config, rows_per_epoch: int | None) -> Config:
             warmup_steps=optim.warmup_steps if warmup is None else _whole(warmup),
             cooldown_steps=optim.cooldown_steps if cooldown is None else _whole(cooldown),
         ),
-        eval=dataclasses.replace(config.eval, every_steps=config.eval.every_steps if every is None else _whole(every)),
+        eval=dataclasses.replace(
+            config.eval,
+            every_steps=config.eval.every_steps if every is None else _whole(every),
+            at_steps=tuple(_whole(point) for point in points if point is not None) or config.eval.at_steps,
+        ),
     )
 
 

@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
     lifeline = Lifeline(world, record, display)
     stop_at = time_to_stop(started, os.environ, wall_time=config.train.wall_time, stop_before=config.train.stop_before)
     is_first = world.rank == 0
-    stop = StopRequest(config.run.dir, watches_file=is_first, stop_at=stop_at if is_first else None)
+    stop = StopRequest(
+        config.run.dir, watches_file=is_first, heeds_earlier=command.goes_on, stop_at=stop_at if is_first else None
+    )
     stop.listen(lifeline.stop)
     with contextlib.ExitStack() as on_exit:
         on_exit.callback(lifeline.close)
@@ -152,6 +154,9 @@ def run(
     refuse_disagreement(command.config, command.ds_config, world)
     if not from_rank_0(record.lock, world):
         raise ConfigError([f'run.dir = "{command.config.run.dir}": another start of this run is going on'])
+    notes = [line for line in [stop.remove_stale()] if line]
+    for line in notes:
+        display.say(line)
     ds_config = placements.prepare(command.config, command.ds_config, world, display.say)
 
     stream = open_data(command.config, world, display.preparing)
@@ -184,7 +189,7 @@ def run(
     raise_on_all_ranks(damage(origin, world.rank, world.size), CheckpointError, world)
     for line in from_rank_0(lambda: prepare(origin, config), world):
         display.say(line)
-    record.open(command.config, {**facts, **origin.facts}, steps=config.train.steps)
+    record.open(command.config, {**facts, **origin.facts}, steps=config.train.steps, job=command.job, notes=notes)
     engine = Engine(assembly, config, ds_config, world, alive=lifeline.at)
 
     batches = StepBatches(stream, config, rank=world.rank)

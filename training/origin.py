@@ -7,11 +7,13 @@ are what was written is looked at when they are loaded (training/resuming.py). N
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.files import unseen
 from evals.errors import EvalError
 from evals.results import merge_results, result_files
 from training.checkpoint import storage
@@ -21,7 +23,7 @@ from training.errors import CheckpointError
 from training.files import read_json, sync_folder, write_json
 from training.length import resolve
 from training.recipe import ConfigError
-from training.record.run_record import FINGERPRINTS, MAY_CHANGE, differences, listing
+from training.record.run_record import FINGERPRINTS, MAY_CHANGE, differences, listing, usable_record
 
 Resume = Literal["auto", "never"] | Path
 """--resume: the newest good checkpoint, none, or this one."""
@@ -78,10 +80,10 @@ def find_origin(config: Config, resume: Resume = "auto", *, is_restart: bool = F
     Raises:
         ConfigError: it can't begin there.
     """
-    record = read_json(config.run.dir / "run.json") or {}
+    record = usable_record(config.run.dir)
     root = config.run.dir / "checkpoints"
     # The same folder may have several paths.
-    if isinstance(resume, Path) and resume.resolve() not in (config.run.dir.resolve(), root.resolve()):
+    if isinstance(resume, Path) and _real(resume) not in (_real(config.run.dir), _real(root)):
         return _given(config, resume, record, root)
     if resume == "never" and not is_restart and (own := folders(root)):
         raise ConfigError(
@@ -93,8 +95,8 @@ def find_origin(config: Config, resume: Resume = "auto", *, is_restart: bool = F
 
 def is_among(checkpoint: Path, root: Path) -> bool:
     """Whether it is one of the checkpoints in `root`, by whatever path."""
-    places = (checkpoint, checkpoint.resolve())
-    return any(path.name.isdigit() and path.parent.resolve() == root.resolve() for path in places)
+    places = (checkpoint, _real(checkpoint))
+    return any(path.name.isdigit() and _real(path.parent) == _real(root) for path in places)
 
 
 def _as_before(config: Config, record: Mapping[str, Any], root: Path, lines: tuple[str, ...] = ()) -> Origin:
@@ -182,7 +184,7 @@ def _branch_point(config: Config) -> Checkpoint:
     path = config.run.branch_from
     assert path is not None
     shown = f'run.branch_from = "{path}"'
-    if any(path.resolve().is_relative_to(own.resolve()) for own in (config.run.dir, config.run.dir / "checkpoints")):
+    if any(_real(path).is_relative_to(_real(own)) for own in (config.run.dir, config.run.dir / "checkpoints")):
         raise ConfigError([f"{shown}: lies in this run's own run.dir; a branch needs a directory of its own"])
     try:
         found = locate(path)
@@ -241,6 +243,13 @@ def locate(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none.
     """
+    try:
+        return _located(path)
+    except OSError as error:
+        raise CheckpointError(unseen(error)) from error
+
+
+def _located(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     root = path if folders(path) else path / "checkpoints"
@@ -348,7 +357,10 @@ def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
     run = next((folder for folder in checkpoint.parents if (folder / "run.json").exists()), None)
     if run is None:
         return [f"{checkpoint} is in no run directory, so there are no scores of step 0 to take over"]
-    theirs = ((read_json(run / "run.json") or {}).get("config") or {}).get("eval", {}).get("tasks", {})
+    theirs: Any = read_json(run / "run.json")
+    for key in ("config", "eval", "tasks"):
+        theirs = theirs.get(key) if isinstance(theirs, dict) else None
+    theirs = theirs if isinstance(theirs, dict) else {}
     try:
         # Those of jobs of their own, too.
         content = merge_results(result_files(run, 0))
@@ -369,6 +381,11 @@ def take_over_scores(checkpoint: Path, config: Config) -> list[str]:
     return lines
 
 
+def _real(path: Path) -> Path:
+    """Without links, as far as they lead anywhere; Path.resolve raises where they lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _has_hidden(root: Path) -> bool:
     """Whether a kill has taken its name from one of the run's checkpoints, which the start gives back (storage.tidy_up)."""
     return root.is_dir() and any(match[3] == "replaced" for _, match in storage.leftovers(root))
@@ -377,7 +394,10 @@ def _has_hidden(root: Path) -> bool:
 def _older(found: Checkpoint) -> Path | None:
     """The newest of those beside a checkpoint that are older and whole, as far as manifests and sizes go."""
     beside = (each for each in candidates(found.path.parent) if isinstance(each, Checkpoint))
-    return next((each.path for each in beside if each.step < found.step), None)
+    try:
+        return next((each.path for each in beside if each.step < found.step), None)
+    except OSError:  # their folder may be entered, and not be listed
+        return None
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:

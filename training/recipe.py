@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
 import re
@@ -20,6 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from data_pipeline.files import resolve
 from training.config import Config, nested, to_dict
 
+_evaluated = functools.cache(get_type_hints)
+
 
 class ConfigError(ValueError):
     """Every problem of a configuration, one line each."""
@@ -29,6 +32,15 @@ class ConfigError(ValueError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{count} in the configuration; nothing was started.\n{lines}")
+
+
+def types_of(owner: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, evaluated once: that takes most of the time of reading a recipe."""
+    return _evaluated(owner)
+
+
+COMMAND_LINE = "command line"
+"""Where a setting was written, unless it is a recipe's path."""
 
 
 @dataclasses.dataclass
@@ -85,7 +97,7 @@ def load_config(
     if not is_read:
         # All that a recipe must say would be reported as missing.
         raise ConfigError(draft.problems)
-    sections = {f.name: build(get_type_hints(Config)[f.name], draft, f"{f.name}.") for f in dataclasses.fields(Config)}
+    sections = {f.name: build(types_of(Config)[f.name], draft, f"{f.name}.") for f in dataclasses.fields(Config)}
     if None in sections.values():
         # What is missing leaves the checks between sections out, but not those of the other sections.
         for name, section in sections.items():
@@ -98,6 +110,10 @@ def load_config(
     for path, message in config.problems(world_size or max(1, config.train.sequence_parallel), draft.unread):
         if needs_files or not is_missing_file(config, path):
             report(draft, config, path, message)
+    for length in ("tokens", "epochs"):
+        # A recipe's steps give way to its or a command line's tokens; what was just typed does not.
+        if draft.source.get("train.steps") == COMMAND_LINE and getattr(config.train, length) is not None:
+            report(draft, config, "train.steps", f"would be ignored: train.{length} is set; add --train.{length} none")
     if is_as_written:
         # Not where a default stands in for something unreadable, and would be taken for what was meant.
         draft.problems += also_check(config)
@@ -119,10 +135,10 @@ def value_at(config: Any, path: str) -> Any:
 
 
 def is_missing_file(config: Config, path: str) -> bool:
-    """Whether a setting names a file or folder that doesn't exist."""
+    """Whether a setting names a file or folder that doesn't exist, as far as one may look."""
     value = value_at(config, path)
     is_path = isinstance(value, Path) or path == "model.base" or re.fullmatch(r"data\.sources\.[^.]+\.path", path)
-    return bool(is_path) and value is not None and not Path(value).exists()
+    return bool(is_path) and value is not None and not os.path.exists(value)
 
 
 def report(draft: Draft, config: Any, path: str, message: str) -> None:
@@ -151,7 +167,8 @@ def read_recipe(draft: Draft, recipe: Path) -> bool:
         draft.problems.append(f"--recipe {recipe}: no such file")
     except (OSError, UnicodeDecodeError) as error:
         draft.problems.append(f"--recipe {recipe}: can't be read: {error}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # A ValueError that is no TOMLDecodeError: a date or number that there is none of.
         draft.problems.append(f"--recipe {recipe}: not valid TOML: {error}")
     else:
         flatten(draft, Config, table, "", str(recipe), recipe.resolve().parent)
@@ -161,7 +178,7 @@ def read_recipe(draft: Draft, recipe: Path) -> bool:
 
 def flatten(draft: Draft, owner: type, table: Mapping[str, Any], prefix: str, source: str, folder: Path) -> None:
     """Walk a table beside the dataclass it describes; decode leaves, report unknown keys."""
-    hints = get_type_hints(owner)
+    hints = types_of(owner)
     fields = {f.name: f for f in dataclasses.fields(owner)}
     for key, value in table.items():
         path = f"{prefix}{key}"
@@ -232,6 +249,8 @@ def decode(hint: Any, value: Any) -> Any:
         return decode_table(get_args(hint)[1], value)
     if isinstance(value, Text) and hint not in (str, Path):
         value = parse_text(hint, value)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError("must be a number of 64 bits, as TOML has them")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -252,7 +271,7 @@ def decode_table(hint: type, value: Any) -> dict[str, Any]:
     if isinstance(value, Text):
         try:
             value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"must be {example}, as in a recipe") from error
     if not isinstance(value, Mapping):
         raise ValueError(f"must be {example}")
@@ -297,7 +316,7 @@ def read_overrides(draft: Draft, arguments: Sequence[str]) -> None:
                         for i, part in enumerate(name.split(".")))  # fmt: skip
         leaf = find_leaf(path)
         if leaf is None:
-            draft.wrong(f"--{name}", "command line", "unknown setting" + did_you_mean(path))
+            draft.wrong(f"--{name}", COMMAND_LINE, "unknown setting" + did_you_mean(path))
             if not equals and remaining and not remaining[0].startswith("--"):
                 remaining.pop(0)
             continue
@@ -307,9 +326,9 @@ def read_overrides(draft: Draft, arguments: Sequence[str]) -> None:
             elif leaf[0] is bool:
                 text = "true"
             else:
-                draft.wrong(f"--{name}", "command line", "needs a value")
+                draft.wrong(f"--{name}", COMMAND_LINE, "needs a value")
                 continue
-        put(draft, path, leaf[0], leaf[1], Text(text), "command line", Path.cwd())
+        put(draft, path, leaf[0], leaf[1], Text(text), COMMAND_LINE, Path.cwd())
 
 
 def is_entry_name(dotted: str, index: int) -> bool:
@@ -317,7 +336,7 @@ def is_entry_name(dotted: str, index: int) -> bool:
     parts = [part.replace("-", "_") for part in dotted.split(".")]
     owner: Any = Config
     for part in parts[:index]:
-        hint = get_type_hints(owner).get(part) if dataclasses.is_dataclass(owner) else None
+        hint = types_of(owner).get(part) if dataclasses.is_dataclass(owner) else None
         if hint is None:
             return False
         if table_type(hint) is not None:
@@ -341,7 +360,7 @@ def find_leaf(path: str) -> tuple[Any, Mapping[str, Any]] | None:
         name = parts.pop(0)
         if name not in fields:
             return None
-        hint = get_type_hints(owner)[name]
+        hint = types_of(owner)[name]
         if (entry := table_type(hint)) is not None and len(parts) > 1:
             parts.pop(0)
             owner = entry
@@ -355,7 +374,7 @@ def find_leaf(path: str) -> tuple[Any, Mapping[str, Any]] | None:
 def all_paths(owner: type = Config, prefix: str = "") -> list[str]:
     """Every dotted setting there is; the entries of named tables appear as *."""
     paths = []
-    for name, hint in get_type_hints(owner).items():
+    for name, hint in types_of(owner).items():
         if name not in {f.name for f in dataclasses.fields(owner)}:
             continue
         if (entry := table_type(hint)) is not None:
@@ -396,7 +415,7 @@ def close_to(value: str, choices: Sequence[str]) -> str:
 def build(owner: type, draft: Draft, prefix: str) -> Any:
     """Construct a dataclass from the draft's values; None when a value without a default is missing."""
     arguments: dict[str, Any] = {}
-    hints, complete = get_type_hints(owner), True
+    hints, complete = types_of(owner), True
     for f in dataclasses.fields(owner):
         path, hint = f"{prefix}{f.name}", hints[f.name]
         if (entry := table_type(hint)) is not None:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -50,18 +51,23 @@ def time_to_stop(
 class StopRequest:
     """Remembers that this rank was asked to stop."""
 
-    def __init__(self, run_dir: Path, *, watches_file: bool = True, stop_at: float | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, *, watches_file: bool = True, heeds_earlier: bool = True, stop_at: float | None = None
+    ) -> None:
         """One rank is enough to watch for the file; shared storage is asked at every step.
 
         Args:
             run_dir: where the PREEMPT file may be.
             watches_file: whether this rank looks for it.
+            heeds_earlier: whether a file that is there already asks for a stop, as it does after a requeue: who left it meant
+                this job. It is stale where nothing was going on that it could have stopped.
             stop_at: when the time is up, in Unix seconds.
         """
         self.reason: str | None = None
         self._is_interrupted = False
         self._preempt_file = run_dir / "PREEMPT"
         self._watches_file, self._stop_at = watches_file, stop_at
+        self._stale = self._touched() if watches_file and not heeds_earlier else None
         self._leave: Callable[[str], object] | None = None
 
     def listen(self, leave: Callable[[str], object]) -> None:
@@ -105,7 +111,7 @@ class StopRequest:
 
     def is_local(self) -> bool:
         """Whether this rank was asked: by a signal, by the PREEMPT file in the run directory, or as its time is up."""
-        if self.reason is None and self._watches_file and os.path.exists(self._preempt_file):
+        if self.reason is None and self._watches_file and self._touched() not in (None, self._stale):
             self.reason = PREEMPT_FILE
         if self.reason is None and self._stop_at is not None and time.time() >= self._stop_at:
             self.reason = WALL_TIME
@@ -114,3 +120,24 @@ class StopRequest:
     def clear_file(self) -> None:
         """Remove the PREEMPT file now that it was heeded, so that the next start goes on (rank 0)."""
         self._preempt_file.unlink(missing_ok=True)
+
+    def remove_stale(self) -> str | None:
+        """Remove a PREEMPT file from before this start, which nothing heeds; the line that says so (rank 0).
+
+        Only once it is known that no other start of the run is going on: it could be meant for that one.
+        """
+        if self._stale is None or self._touched() != self._stale:
+            return None
+        touched = datetime.fromtimestamp(self._stale / 1e9).astimezone().isoformat(" ", "seconds")
+        try:
+            self.clear_file()
+        except OSError as error:
+            return f"PREEMPT from {touched}, before this start: ignored, it can't be removed ({error.strerror}); touch it to stop"
+        return f"PREEMPT from {touched}, before this start: removed; touch it again to stop"
+
+    def _touched(self) -> int | None:
+        """When the PREEMPT file was touched last, in nanoseconds; None where there is none."""
+        try:
+            return os.stat(self._preempt_file).st_mtime_ns
+        except OSError:
+            return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import socket
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 SIOCGIFADDR = 0x8915
@@ -64,14 +65,47 @@ class World:
         )
 
 
-def detect_world(env: MutableMapping[str, str]) -> World:
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """The Slurm job that this process belongs to."""
+
+    job: str
+    """Its id as squeue shows it: of an array's task ARRAY_TASK, as in 12_3."""
+
+    restart: int
+    """How often it was requeued before."""
+
+    nodes: list[str]
+    """Those of the step; in a batch script those of the job."""
+
+
+def slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
+    """The job that this process belongs to; None outside of Slurm."""
+    job = env.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    try:
+        nodes = expand_nodes(node_list(env))
+    except ValueError:
+        nodes = [node_list(env)]
+    restart = env.get("SLURM_RESTART_COUNT", "")
+    return SlurmJob(
+        job=f"{array}_{task}" if array and task else job,
+        restart=int(restart) if restart.isdecimal() else 0,
+        nodes=nodes,
+    )
+
+
+def detect_world(env: Mapping[str, str]) -> World:
     """Find this process's place: from deepspeed or torchrun, mpirun, srun, or a world of one.
 
     Raises:
-        WorldError: when the variables contradict each other, as when srun starts MPI processes that don't find
-            one another and each believes to be alone.
+        WorldError: when the variables contradict each other, or don't fit what Slurm was asked for.
     """
     try:
+        if problem := misfit(env):
+            raise WorldError(problem)
         world = read_world(env)
     except (KeyError, IndexError) as error:
         raise WorldError(f"the launcher's variables are incomplete: {error}") from error
@@ -84,24 +118,133 @@ def detect_world(env: MutableMapping[str, str]) -> World:
     return world
 
 
-def read_world(env: MutableMapping[str, str]) -> World:
+def read_world(env: Mapping[str, str]) -> World:
     """What the variables say, not checked."""
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return from_torch_variables(env)
-    is_srun = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env
-    # srun speaks PMI too (--mpi=pmi2, often the cluster's default), and then says the same in its own variables.
-    is_pmi_of_srun = is_srun and env.get("PMI_SIZE") == env.get("SLURM_STEP_NUM_TASKS")
-    if "OMPI_COMM_WORLD_SIZE" in env or ("PMI_SIZE" in env and not is_pmi_of_srun):
-        return from_mpi(env)
-    if is_srun:
-        return from_slurm(env)
+    match launcher_of(env):
+        case "deepspeed/torchrun":
+            return from_torch_variables(env)
+        case "mpirun":
+            return from_mpi(env)
+        case "srun":
+            return from_slurm(env)
     return World(
         rank=0, size=1, local_rank=0, local_size=1,
         master_addr="127.0.0.1", master_port=free_port(), launcher="none",
     )  # fmt: skip
 
 
-def from_torch_variables(env: MutableMapping[str, str]) -> World:
+def launcher_of(env: Mapping[str, str]) -> str:
+    """Whose variables count, as World.launcher."""
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return "deepspeed/torchrun"
+    # srun speaks PMI too (--mpi=pmi2, often the cluster's default), and then says the same in its own variables.
+    is_pmi_of_srun = is_task(env) and env.get("PMI_SIZE") == env.get("SLURM_STEP_NUM_TASKS")
+    if "OMPI_COMM_WORLD_SIZE" in env or ("PMI_SIZE" in env and not is_pmi_of_srun):
+        return "mpirun"
+    return "srun" if is_task(env) else "none"
+
+
+def is_task(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process, or the launcher that did."""
+    if "SLURM_STEP_ID" not in env or "SLURM_PROCID" not in env:
+        return False
+    # A batch script that was submitted from within a step, and salloc's own shell, carry variables of a step that is not theirs.
+    return env.get("SLURM_STEP_NUM_TASKS") != "1" or int(env.get("SLURM_NTASKS") or 1) == 1
+
+
+def misfit(env: Mapping[str, str]) -> str | None:
+    """Why the world that the variables describe can't be what Slurm was asked for; None where it can, and without Slurm."""
+    launcher = launcher_of(env)
+    if not is_task(env):
+        if launcher == "none":
+            return alone_in_job(env)
+        return part_of_job(env) if launcher == "deepspeed/torchrun" else None
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or "1")
+    if launcher == "srun" or tasks == 1:
+        return None
+    of_mpi = "OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in env else "PMI_SIZE"
+    name = of_mpi if launcher == "mpirun" else "WORLD_SIZE"
+    size = int(env[name])
+    launchers = launchers_of(env)
+    on_node = tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE") or str(tasks), int(env.get("SLURM_NODEID") or "0"))
+    if launchers and launchers < tasks and (on_node > 1 or (launchers == 1 and not is_elastic(env))):
+        return (
+            f"srun started deepspeed or torchrun {tasks} times, {on_node} of them on this node, and this one knows of {launchers}: "
+            "each would train by itself; start one per node that knows of the others (srun --ntasks-per-node=1 torchrun "
+            "--nnodes …), or python itself with one task per GPU"
+        )
+    if launcher == "mpirun" and size >= tasks and on_node > 1:
+        return (
+            f"srun started mpirun {on_node} times on this node, and each starts {size} processes; "
+            "start mpirun without srun, or python itself with srun"
+        )
+    if size < tasks and not is_elastic(env):
+        return (
+            f"srun started {tasks} tasks, and {name}={size} says that there are {size} in all: they would train by "
+            f"themselves; start python itself with srun, and unset {name}"
+        )
+    # Of more processes than tasks, each task has started several by itself, whose ranks are others.
+    if launcher != "mpirun" and not launchers and size == tasks and int(env["RANK"]) != int(env["SLURM_PROCID"]):
+        return (
+            f"srun started {tasks} tasks, of which this is number {env['SLURM_PROCID']}, and RANK={env['RANK']} was set before, as for "
+            "all of them: unset RANK and WORLD_SIZE, Slurm's own variables are enough"
+        )
+    return None
+
+
+def launchers_of(env: Mapping[str, str]) -> int:
+    """How many torchruns or deepspeeds, one per node as a rule, know of each other; 0 without them."""
+    return int(env.get("GROUP_WORLD_SIZE") or env.get("CROSS_SIZE") or 0)
+
+
+def is_elastic(env: Mapping[str, str]) -> bool:
+    """Whether torchrun may start again: it then goes on without nodes that it has lost."""
+    return int(env.get("TORCHELASTIC_MAX_RESTARTS") or "0") > 0
+
+
+def part_of_job(env: Mapping[str, str]) -> str | None:
+    """Why what was started in a batch script, without srun, leaves some of its job unused; None where it can be, and without a job."""
+    if "SLURM_JOB_ID" not in env:
+        return None
+    tasks, nodes = job_size(env)
+    size, launchers = int(env["WORLD_SIZE"]), launchers_of(env)
+    on_node = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or 1)
+    reached = launchers or math.ceil(size / on_node)
+    if launchers and reached < nodes and not is_elastic(env):
+        return (
+            f"Slurm job {env['SLURM_JOB_ID']} is for {nodes} nodes, and deepspeed or torchrun, which was started without srun, knows "
+            f"of {reached}: start one per node that knows of the others (srun --ntasks-per-node=1 torchrun --nnodes …), or python "
+            "itself with srun; for one node all the same, srun --nodes=1 --ntasks=1"
+        )
+    # A launcher was told how many to start on a node; that the job counts more tasks there says nothing.
+    if not launchers and (size < tasks or reached < nodes):
+        asked = f"{tasks} tasks" if size < tasks else f"{nodes} nodes"
+        return (
+            f"Slurm job {env['SLURM_JOB_ID']} is for {asked}, and RANK={env['RANK']} and WORLD_SIZE={size}, which no launcher has set, "
+            "say otherwise: unset both and put srun before python; for one process all the same, srun --nodes=1 --ntasks=1"
+        )
+    return None
+
+
+def job_size(env: Mapping[str, str]) -> tuple[int, int]:
+    """Tasks and nodes of the job; 1 where it doesn't say."""
+    # Not SLURM_TASKS_PER_NODE: without --ntasks it counts the CPUs of an exclusive node.
+    return int(env.get("SLURM_NTASKS") or "1"), int(env.get("SLURM_NNODES") or "1")
+
+
+def alone_in_job(env: Mapping[str, str]) -> str | None:
+    """Why a process without a launcher is not what its job is for; None where it can be, and without a job."""
+    tasks, nodes = job_size(env)
+    if "SLURM_JOB_ID" not in env or max(tasks, nodes) == 1:
+        return None
+    asked = f"{tasks} tasks" if tasks > 1 else f"{nodes} nodes"
+    return (
+        f"Slurm job {env['SLURM_JOB_ID']} is for {asked}, and this process was started without srun, so it would train "
+        "alone: put srun before it; for one process all the same, srun --nodes=1 --ntasks=1"
+    )
+
+
+def from_torch_variables(env: Mapping[str, str]) -> World:
     """The variables of deepspeed's launcher and of torchrun."""
     missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
     if missing:
@@ -115,7 +258,7 @@ def from_torch_variables(env: MutableMapping[str, str]) -> World:
     )  # fmt: skip
 
 
-def from_mpi(env: MutableMapping[str, str]) -> World:
+def from_mpi(env: Mapping[str, str]) -> World:
     """mpirun: MPI is used to agree on an address, nothing else."""
     try:
         from mpi4py import MPI
@@ -137,7 +280,7 @@ def from_mpi(env: MutableMapping[str, str]) -> World:
     )  # fmt: skip
 
 
-def from_slurm(env: MutableMapping[str, str]) -> World:
+def from_slurm(env: Mapping[str, str]) -> World:
     """srun, one task per GPU: Slurm's own variables, no MPI or PMIx involved."""
     tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
     nodes = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or "1")
@@ -146,7 +289,7 @@ def from_slurm(env: MutableMapping[str, str]) -> World:
     address = address or env.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None:
         raise WorldError("srun started several nodes and neither MASTER_ADDR nor SLURM_LAUNCH_NODE_IPADDR is set")
-    port = int(env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
+    port = int(env.get("MASTER_PORT") or slurm_port(int(env.get("SLURM_JOB_ID", "0"))))
     per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or tasks
     return World(
         rank=int(env["SLURM_PROCID"]), size=int(tasks), local_rank=int(env["SLURM_LOCALID"]),
@@ -155,14 +298,52 @@ def from_slurm(env: MutableMapping[str, str]) -> World:
     )  # fmt: skip
 
 
-def first_node(env: MutableMapping[str, str]) -> str | None:
-    """Name of the node of rank 0, the first of Slurm's list such as 'gpu[07-09,12],big1'; None if it doesn't resolve."""
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
-    name = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
+def slurm_port(job_id: int) -> int:
+    """Port of a job's rank 0, another one for jobs that follow each other, as an array's tasks do.
+
+    Below 32768, from where on Linux hands out ports to connections.
+    """
+    return 12000 + job_id % 20000
+
+
+def node_list(env: Mapping[str, str]) -> str:
+    """Slurm's list of the nodes of the step, or of the job; empty where it has none."""
+    step = env.get("SLURM_STEP_NODELIST") if is_task(env) else None
+    return step or env.get("SLURM_JOB_NODELIST") or ""
+
+
+def first_node(env: Mapping[str, str]) -> str | None:
+    """Name of the node of rank 0, the first of the step's; None if it doesn't resolve."""
+    nodes = expand_nodes(node_list(env))
     try:
-        return name if name and socket.gethostbyname(name) else None
+        return nodes[0] if nodes and socket.gethostbyname(nodes[0]) else None
     except OSError:
         return None
+
+
+def expand_nodes(nodes: str) -> list[str]:
+    """The names in Slurm's list of nodes: 'gpu[07-09,12],big1' is gpu07, gpu08, gpu09, gpu12, big1.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    names: list[str] = []
+    for entry in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", nodes):
+        expanded = [""]
+        for ranges, plain in re.findall(r"\[([^\]]*)\]|([^\[]+)", entry):
+            parts = numbers(ranges) if ranges else [plain]
+            expanded = [name + part for name in expanded for part in parts]
+        names += expanded
+    return names
+
+
+def numbers(ranges: str) -> list[str]:
+    """The numbers in the brackets of a list of nodes, as written: '07-09,12' is 07, 08, 09, 12."""
+    found: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1)]
+    return found
 
 
 def tasks_on_node(tasks_per_node: str, node: int) -> int:
@@ -210,6 +391,11 @@ def free_port() -> int:
 
 
 def limit_threads(world: World, env: MutableMapping[str, str]) -> None:
-    """Share the CPU cores among the ranks of this node, unless the user chose OMP_NUM_THREADS."""
+    """Share the CPU cores among the ranks of this node, unless the user chose OMP_NUM_THREADS.
+
+    Slurm says how many are a task's, which it may have bound to them already.
+    """
+    of_task = env.get("SLURM_CPUS_PER_TASK", "") if world.launcher == "srun" else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env.setdefault("OMP_NUM_THREADS", str(max(1, cores // world.local_size)))
+    threads = min(int(of_task), cores) if of_task.isdecimal() else cores // world.local_size
+    env.setdefault("OMP_NUM_THREADS", str(max(1, threads)))

@@ -57,6 +57,8 @@ def walk(asked: Any) -> dict[str, Any]:
     total = max(asked.positions) + asked.window
     hashes = np.empty(total, np.uint64)
     ends = {position + asked.window for position in asked.positions}
+    if 0 in asked.positions:
+        saved(asked.kept / "state-0.json", stream)
     for done, row in enumerate(islice(stream, total), start=1):
         hashes[done - 1] = hash_of(row)
         if done in asked.positions:

@@ -95,7 +95,8 @@ def main() -> None:
         optim="adamw_torch",
         adam_beta2=0.95,
         train_sampling_strategy="sequential",
-        dataloader_num_workers=1,
+        # The rows are there before the clock starts, as ours are: processes that load them would only take cores.
+        dataloader_num_workers=0,
         logging_strategy="no",
         save_strategy="no",
         report_to="none",

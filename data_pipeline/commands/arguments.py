@@ -191,7 +191,7 @@ def _sources(files: Files) -> dict[str, SourceConfig]:
     sources: dict[str, SourceConfig] = {}
     for argument in files.locations:
         # The folders of partitioned data are called year=2024.
-        named = None if _path(argument).exists() else re.fullmatch(r"([\w-]+)=(.+)", argument)
+        named = None if os.path.exists(_path(argument)) else re.fullmatch(r"([\w-]+)=(.+)", argument)
         location = named[2] if named else argument
         if not (is_dataset or is_url(location)):
             location = str(_path(location))

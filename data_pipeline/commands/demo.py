@@ -22,7 +22,7 @@ def demo(
     """
     from data_pipeline.commands.progress import ProgressReporter
     from data_pipeline.commands.tables import print_table, table
-    from data_pipeline.demo.corpus import DOMAINS, SPLITS, build_demo_corpus
+    from data_pipeline.demo.corpus import DOMAINS, PAIRS, SPLITS, build_demo_corpus
 
     with ProgressReporter(sys.stderr) as reporter:
         description = build_demo_corpus(
@@ -35,7 +35,7 @@ def demo(
         title=f"{out}: {files['used']} of {files['found']} source files, "
         f"Python {description['settings']['python']}, {description['tokenizer']['vocab_size']} pieces",
     )
-    for domain in DOMAINS:
+    for domain in (*DOMAINS, PAIRS):
         for part in SPLITS:
             counts = description["domains"][domain][part]
             rows.add_row(

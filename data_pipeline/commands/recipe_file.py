@@ -94,7 +94,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # A ValueError that is no TOMLDecodeError: a date or number that there is none of.
         raise RecipeError(f"the recipe {path} is not valid TOML: {error}") from error
 
 

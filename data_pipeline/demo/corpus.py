@@ -1,8 +1,9 @@
-"""The demo corpus: two text domains made from the Python installation that runs this.
+"""The demo corpus: two text domains and instruction pairs, made from the Python installation that runs this.
 
 *prose* is the old domain (the language reference that `help()` shows, and the docstrings of the standard library);
-*code* is the new one (the sources of the same files, without docstrings and comments). About a tenth of the files are held
-out, the same files in both domains. Two builds with one Python give the same bytes.
+*code* is the new one (the sources of the same files, without docstrings and comments). *pairs* are functions of these files,
+to be written from their signature and docstring. About a tenth of the files are held out, the same files in all three.
+Two builds with one Python give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import sys
 import sysconfig
 import tempfile
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline.demo.pairs import Pair, function_pairs, without_duplicates
 from data_pipeline.demo.source_split import docstrings, literal_share, parse, strip_prose
 from data_pipeline.demo.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from data_pipeline.encoding.loading import load_tokenizer
+from data_pipeline.encoding.tokenizer import Tokenizer
 from data_pipeline.errors import PipelineError
-from data_pipeline.files import write_atomically
+from data_pipeline.files import read_json, write_atomically
 
-SCHEMA = 1
+SCHEMA = 3
 DOMAINS = ("prose", "code")
+PAIRS = "pairs"
 SPLITS = ("train", "heldout")
 HELDOUT_SHARE = 0.1
 MIN_CHARACTERS = 200
@@ -57,6 +61,15 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """What the corpus takes from one source file of the standard library."""
+
+    prose: Document
+    code: Document
+    pairs: tuple[Pair, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What decides the bytes of a demo corpus; a corpus made with others is rebuilt."""
@@ -80,7 +93,7 @@ def build_demo_corpus(
     """Make the demo corpus in the folder `out`, unless the same one is there; returns its description (corpus.json).
 
     Args:
-        out: gets {prose,code}/{train,heldout}.jsonl, tokenizer.model and corpus.json, all at once by a rename.
+        out: gets {prose,code,pairs}/{train,heldout}.jsonl, tokenizer.model and corpus.json, all at once by a rename.
         vocab_size: pieces of the tokenizer; less when there is too little text.
         max_files: use this many modules and as many help topics at most; all of them when None.
         force: build again even if the same corpus is there.
@@ -91,8 +104,9 @@ def build_demo_corpus(
     """
     settings = Settings(vocab_size=vocab_size, max_files=max_files)
     _refuse_bad_settings(out, settings)
-    if not force and (description := read_description(out)) and description["settings"] == asdict(settings):
-        return description
+    before = None if force else read_description(out)
+    if before is not None and before["settings"] == asdict(settings) and _is_whole(before):
+        return before
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.building-"))
     try:
@@ -107,10 +121,21 @@ def build_demo_corpus(
 def read_description(out: Path) -> dict[str, Any] | None:
     """The corpus.json of a finished demo corpus, or None where there is none."""
     try:
-        description = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
+        description = read_json(out / "corpus.json")
     except (OSError, ValueError):
         return None
     return description if isinstance(description, dict) and "settings" in description else None
+
+
+def _is_whole(description: Mapping[str, Any]) -> bool:
+    """Whether it has the counts that a finished corpus's has."""
+    try:
+        counts = [description["domains"][domain][part] for domain in (*DOMAINS, PAIRS) for part in SPLITS]
+        numbers = [count[key] for count in counts for key in ("documents", "bytes", "tokens", "tokens_per_byte")]
+        numbers += [description["files"]["found"], description["files"]["used"], description["tokenizer"]["vocab_size"]]
+    except (KeyError, TypeError):
+        return False
+    return all(isinstance(number, int | float) and 0 <= number < 2**63 for number in numbers)
 
 
 def _refuse_bad_settings(out: Path, settings: Settings) -> None:
@@ -126,50 +151,52 @@ def _refuse_bad_settings(out: Path, settings: Settings) -> None:
 
 
 def _build(folder: Path, settings: Settings, progress: Progress) -> dict[str, Any]:
-    documents, files = _read_documents(settings.max_files, progress)
-    split = _split(
-        {
-            domain: [document for document in documents[domain] if len(document.text) >= MIN_CHARACTERS]
-            for domain in DOMAINS
-        }
-    )
-    for domain in DOMAINS:
-        (folder / domain).mkdir()
-        for part in SPLITS:
-            _write_jsonl(folder / domain / f"{part}.jsonl", split[domain, part])
+    documents, pairs, files = _read_documents(settings.max_files, progress)
+    long_enough = {
+        domain: [document for document in documents[domain] if len(document.text) >= MIN_CHARACTERS]
+        for domain in DOMAINS
+    }
+    is_heldout = _heldout_rule(long_enough)
+    texts = _split(long_enough, is_heldout)
+    split: dict[tuple[str, str], Sequence[Document | Pair]] = {**texts, **_split_pairs(pairs, is_heldout)}
+    for (domain, part), records in split.items():
+        (folder / domain).mkdir(exist_ok=True)
+        _write_jsonl(folder / domain / f"{part}.jsonl", records)
     progress("training the tokenizer", 0, 1)
-    texts = [[d.text for d in _shuffled(split[domain, "train"])] for domain in DOMAINS]
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, settings.vocab_size))
+    by_domain = [[document.text for document in _shuffled(texts[domain, "train"])] for domain in DOMAINS]
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(by_domain, settings.vocab_size))
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    tokens = {key: sum(len(tokenizer.encode(document.text)) for document in part) for key, part in split.items()}
+    counts = {key: _counts([_text_of(record) for record in part], tokenizer) for key, part in split.items()}
     progress("training the tokenizer", 1, 1)
     description = {
         "schema": SCHEMA,
         "settings": asdict(settings),
         "files": files,
         "tokenizer": {"vocab_size": tokenizer.vocab_size},
-        "domains": {
-            domain: {part: _counts(split[domain, part], tokens[domain, part]) for part in SPLITS} for domain in DOMAINS
-        },
+        "domains": {domain: {part: counts[domain, part] for part in SPLITS} for domain in (*DOMAINS, PAIRS)},
     }
     text = json.dumps(description, indent=2) + "\n"
     write_atomically(folder / "corpus.json", lambda file: file.write(text.encode()))
     return description
 
 
-def _read_documents(max_files: int | None, progress: Progress) -> tuple[dict[str, list[Document]], dict[str, int]]:
-    """All documents by domain, and how many source files were found and used; copies of a file are used once."""
+def _read_documents(
+    max_files: int | None, progress: Progress
+) -> tuple[dict[str, list[Document]], dict[str, tuple[Pair, ...]], dict[str, int]]:
+    """All documents by domain, all pairs by file, and how many source files were found and used; copies are used once."""
     documents: dict[str, list[Document]] = {"prose": list(_topics(max_files)), "code": []}
+    pairs: dict[str, tuple[Pair, ...]] = {}
     files = _sample(list(_source_files(_stdlib())), lambda file: file[0], max_files)
     seen: set[str] = set()
     for done, (name, path) in enumerate(files, start=1):
-        pair = _documents_of(name, path)
-        if pair is not None and pair[1].text not in seen:
-            seen.add(pair[1].text)
-            for domain, document in zip(DOMAINS, pair, strict=True):
-                documents[domain].append(document)
+        source = _read_source(name, path)
+        if source is not None and source.code.text not in seen:
+            seen.add(source.code.text)
+            documents["prose"].append(source.prose)
+            documents["code"].append(source.code)
+            pairs[name] = source.pairs
         progress("reading the standard library", done, len(files))
-    return documents, {"found": len(files), "used": len(seen)}
+    return documents, pairs, {"found": len(files), "used": len(seen)}
 
 
 def _stdlib() -> Path:
@@ -188,8 +215,8 @@ def _source_files(root: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(root).as_posix(), path
 
 
-def _documents_of(name: str, path: Path) -> tuple[Document, Document] | None:
-    """The prose and the code of one source file; None if it is not readable Python or mostly a table of literals."""
+def _read_source(name: str, path: Path) -> SourceFile | None:
+    """What one source file gives; None if it is not readable Python or mostly a table of literals."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -198,7 +225,8 @@ def _documents_of(name: str, path: Path) -> tuple[Document, Document] | None:
         return None
     if literal_share(code) > MAX_LITERAL_SHARE:
         return None
-    return Document(name, _encodable(prose)), Document(name, _encodable(code))
+    pairs = tuple(function_pairs(name, source, code))
+    return SourceFile(Document(name, _encodable(prose)), Document(name, _encodable(code)), pairs)
 
 
 def _topics(max_topics: int | None) -> Iterator[Document]:
@@ -233,8 +261,8 @@ def _position(document_id: str) -> float:
     return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:6]) / 2**48
 
 
-def _split(documents: dict[str, list[Document]]) -> dict[tuple[str, str], list[Document]]:
-    """Divide the documents into train and held-out parts, by file."""
+def _heldout_rule(documents: dict[str, list[Document]]) -> Callable[[str], bool]:
+    """Which names are held out; of the files with both prose and code one is, and one is not."""
     ids = [{document.id for document in documents[domain]} for domain in DOMAINS]
     in_both = sorted(ids[0] & ids[1], key=_heldout_position)
     if len(in_both) < 2:
@@ -243,15 +271,34 @@ def _split(documents: dict[str, list[Document]]) -> dict[tuple[str, str], list[D
             "use a Python installed with its sources, or allow more files"
         )
     # The first one is held out even if a small sample has none below the share.
-    heldout = {in_both[0]} | {name for name in ids[0] | ids[1] if _heldout_position(name) < HELDOUT_SHARE}
-    heldout.discard(in_both[-1])
+    first, last = in_both[0], in_both[-1]
+    return lambda name: name != last and (name == first or _heldout_position(name) < HELDOUT_SHARE)
+
+
+def _split(
+    documents: dict[str, list[Document]], is_heldout: Callable[[str], bool]
+) -> dict[tuple[str, str], list[Document]]:
+    """Divide the documents into train and held-out parts, by file."""
     split = {
-        (domain, part): [document for document in documents[domain] if (document.id in heldout) == (part == "heldout")]
+        (domain, part): [document for document in documents[domain] if is_heldout(document.id) == (part == "heldout")]
         for domain in DOMAINS
         for part in SPLITS
     }
     split["prose", "train"] = list(_without_paragraphs_of(split["prose", "heldout"], split["prose", "train"]))
     return split
+
+
+def _split_pairs(
+    pairs: dict[str, tuple[Pair, ...]], is_heldout: Callable[[str], bool]
+) -> dict[tuple[str, str], list[Pair]]:
+    """Divide the pairs by file, each prompt and each response once; what both parts have stays held out."""
+    by_part = {
+        part: [pair for name, of_file in pairs.items() if is_heldout(name) == (part == "heldout") for pair in of_file]
+        for part in SPLITS
+    }
+    seen: set[str] = set()
+    heldout = list(without_duplicates(by_part["heldout"], seen))
+    return {(PAIRS, "train"): list(without_duplicates(by_part["train"], seen)), (PAIRS, "heldout"): heldout}
 
 
 def _heldout_position(document_id: str) -> float:
@@ -274,16 +321,22 @@ def _paragraph_key(paragraph: str) -> str:
     return " ".join(paragraph.split())
 
 
-def _write_jsonl(path: Path, documents: Iterable[Document]) -> None:
+def _write_jsonl(path: Path, records: Iterable[Document | Pair]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents:
-            file.write(json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n")
+        for record in records:
+            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
 
 
-def _counts(documents: list[Document], tokens: int) -> dict[str, Any]:
-    size = sum(len(document.text.encode()) for document in documents)
+def _text_of(record: Document | Pair) -> str:
+    """All text of a document, or of a pair as the model reads it."""
+    return record.text if isinstance(record, Document) else record.prompt + record.response
+
+
+def _counts(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    size = sum(len(text.encode()) for text in texts)
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
     return {
-        "documents": len(documents),
+        "documents": len(texts),
         "bytes": size,
         "tokens": tokens,
         "tokens_per_byte": round(tokens / max(size, 1), 4),

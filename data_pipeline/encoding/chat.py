@@ -162,10 +162,12 @@ def _find_template(tokenizer: Tokenizer, chat_template: Path | None) -> tuple[st
         except (OSError, UnicodeDecodeError) as error:
             raise ChatTemplateError(f"the chat template {file} cannot be read ({error}); name another file") from error
     config = folder / "tokenizer_config.json"
-    found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    found = content.get("chat_template") if isinstance(content, dict) else None
     if isinstance(found, list):
         # Templates by name; the one for plain chats is called default.
-        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+        plain = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = plain[-1].get("template") if plain else None
     if not isinstance(found, str):
         raise ChatTemplateError(
             f"there is no chat template beside the tokenizer {tokenizer.files[0]} (chat_template.jinja, or in "
@@ -181,7 +183,11 @@ def _message(message: object) -> Message:
             f"has a message that is {type(message).__name__}, where an object with role and content is needed"
         )
     if "role" not in message and "from" in message:
-        message = {"role": _SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message.get("value")}
+        role = message["from"]
+        message = {
+            "role": _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role,
+            "content": message.get("value"),
+        }
     if not isinstance(message.get("role"), str):
         raise BadRecordError('has a message without "role"; write messages as {"role": "user", "content": "…"}')
     # Tables give every message every field; a field without value is one the message does not have.
@@ -206,7 +212,7 @@ def _schemas(tools: object) -> list[Any]:
     """The tools of a record, which may be JSON text."""
     try:
         parsed = json.loads(tools) if isinstance(tools, str) else tools
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecordError(f"has tools that are no valid JSON ({error})") from error
     return [_valid(tool) for tool in _list_of(parsed, "tools")]
 

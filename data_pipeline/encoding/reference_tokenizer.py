@@ -114,8 +114,9 @@ class ReferenceTokenizer(ABC):
         """Names of the tokens that the files beside the tokenizer add to it."""
         added = self.config.get("added_tokens_decoder")
         tokens = list(added.values()) if isinstance(added, dict) else []
-        names = [token["content"] for token in tokens if isinstance(token, dict) and token.get("content")]
-        return [*names, *_read_json(self.file.with_name("added_tokens.json"))]
+        names = [token.get("content") for token in tokens if isinstance(token, dict)]
+        written = [name for name in names if isinstance(name, str) and name]
+        return [*written, *_read_json(self.file.with_name("added_tokens.json"))]
 
 
 def named(config: dict[str, Any], use: str) -> str | None:

@@ -60,7 +60,18 @@ class SentencePieceModel:
 
 
 def parse_model(content: bytes) -> SentencePieceModel:
-    """Read the bytes of a model file that the library itself has accepted."""
+    """Read the bytes of a model file.
+
+    Raises:
+        ValueError: they are damaged, in a part that the library does not look at.
+    """
+    try:
+        return _parsed(content)
+    except (IndexError, struct.error) as error:
+        raise ValueError(f"a field is cut off: {error}") from error
+
+
+def _parsed(content: bytes) -> SentencePieceModel:
     pieces: list[Piece] = []
     trainer: dict[int, Value] = {}
     normalizer: dict[int, Value] = {}
@@ -103,15 +114,17 @@ def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < 70:
         byte = message[position]
         position += 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, position
         shift += 7
+    raise ValueError("a number has more than 64 bits")
 
 
 def _bytes(value: Value) -> bytes:
-    assert isinstance(value, bytes)
+    if not isinstance(value, bytes):
+        raise ValueError("a field holds a number instead of text")
     return value

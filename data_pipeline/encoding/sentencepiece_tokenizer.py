@@ -125,7 +125,12 @@ class SentencePieceTokenizer(ReferenceTokenizer):
 
     @cached_property
     def _model(self) -> SentencePieceModel:
-        return parse_model(self.file.read_bytes())
+        try:
+            return parse_model(self.file.read_bytes())
+        except ValueError as error:
+            raise TokenizerError(
+                f"the tokenizer {self.file} is damaged ({error}); copy it again from its model"
+            ) from error
 
     @cached_property
     def _cutter(self) -> Cutter:

@@ -225,9 +225,11 @@ def _parse_schema(head: bytes, name: str) -> pa.Schema:
     import pyarrow as pa
 
     try:
-        return pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(head)))
-    except (pa.ArrowException, OSError, EOFError) as error:
+        schema = pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(head)))
+        schema.names  # noqa: B018  (decoded only when asked for)
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is damaged in its schema ({one_line(error)}); fetch it again") from error
+    return schema
 
 
 def _file_batches(file: Any) -> Iterator[pa.RecordBatch]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.files import write_atomically
+from data_pipeline.files import read_json, write_atomically
 from data_pipeline.sources.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _key(config: SourceConfig) -> str:
 def _noted(note: Path) -> list[Path] | None:
     """The files of an earlier call, None where there was none or one of them is gone or changed in size."""
     try:
-        kept = json.loads(note.read_text(encoding="utf-8"))
+        kept = read_json(note)
         if kept["schema"] != SCHEMA:
             return None
         files = [(Path(file["path"]), file["size"]) for file in kept["files"]]
@@ -111,16 +111,29 @@ def _saved_files(folder: Path, split: str) -> list[Path]:
     """The .arrow files of a folder that save_to_disk wrote; all their rows are the dataset."""
     try:
         if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            splits = list(read_json(folder / "dataset_dict.json")["splits"])
             if split not in splits:
                 raise DataError(f"dataset {folder} has no split {split!r}; it has {', '.join(map(repr, splits))}")
-            folder = folder / split
-        names = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        return [folder / name["filename"] for name in names]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            folder = _inside(folder, split)
+        return [_inside(folder, file["filename"]) for file in read_json(folder / "state.json")["_data_files"]]
+    except DataError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"dataset {folder} is not as save_to_disk writes it ({type(error).__name__}: {error}); save it again"
         ) from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """What has a name in a folder.
+
+    Raises:
+        ValueError: it would be elsewhere, or nothing can have that name.
+    """
+    # Not every text has bytes.
+    if b"\0" in os.fsencode(name) or name in ("", "..") or name != Path(name).name:
+        raise ValueError(f"{name!r} is no plain name")
+    return folder / name
 
 
 def _details(config: SourceConfig) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -41,6 +43,8 @@ class LocalFiles:
     def stat(self, location: str) -> Stat:
         """See formats.Storage."""
         found = os.stat(location)
+        if stat.S_ISFIFO(found.st_mode):
+            raise OSError(errno.EINVAL, "it is a FIFO, which would be waited for", location)
         return Stat(found.st_size, str(found.st_mtime_ns))
 
     def open(self, location: str) -> BinaryIO:

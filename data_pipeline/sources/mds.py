@@ -14,6 +14,7 @@ import bz2
 import io
 import itertools
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.sources.arrow import chosen_columns, line_of
 from data_pipeline.sources.errors import DataError
+from data_pipeline.sources.extents import CHUNK
 from data_pipeline.sources.formats import Extent, MustBeRewritten, Reader, Record, Records, Storage
 from data_pipeline.sources.suffixes import MDS_INDEX
 
@@ -77,13 +79,17 @@ def _shard_names(index: bytes, name: str) -> list[str]:
         shards = json.loads(index)["shards"]
         kinds = {(shard["format"], shard["version"]) for shard in shards}
         names = [str((shard["zip_data"] or shard["raw_data"])["basename"]) for shard in shards]
-    except (ValueError, KeyError, TypeError) as error:
+        if outside := [name for name in names if not name or "/" in name or "\0" in name or name in (".", "..")]:
+            raise ValueError(f"{outside[0]!r} is no name of a file beside it")
+        for each in names:
+            os.fsencode(each)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{name} is no index of MDS shards ({type(error).__name__}: {error}); fetch or write it again"
         ) from error
     if strange := kinds - {("mds", 2)}:
         raise DataError(
-            f"{name} names shards of {sorted(strange)}; only mds of version 2 can be read, write it anew as such"
+            f"{name} names shards of {sorted(strange, key=repr)}; only mds of version 2 can be read, write it anew as such"
         )
     return names
 
@@ -217,7 +223,7 @@ class _Pieces(io.RawIOBase):
 def _read_head(file: BinaryIO, name: str) -> _Head:
     try:
         (samples,) = struct.unpack("<I", file.read(4))
-        table = file.read(4 * (samples + 1))
+        table = _read(file, 4 * (samples + 1))
         if len(table) < 4 * (samples + 1):
             raise ValueError(f"the table of its {samples} samples is not whole")
         offsets = np.frombuffer(table, "<u4").astype(np.int64)
@@ -228,9 +234,18 @@ def _read_head(file: BinaryIO, name: str) -> _Head:
         if (config["format"], config["version"]) != ("mds", 2):
             raise ValueError(f"it is of format {config['format']}, version {config['version']}, and not mds, version 2")
         columns = list(zip(config["column_names"], config["column_encodings"], config["column_sizes"], strict=True))
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{name} is damaged at its head, before its samples ({error}); fetch it again") from error
     return _Head(offsets, columns)
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """As many of `size` bytes as there are; a size that damage has made up does not claim memory."""
+    pieces = []
+    while size and (piece := file.read(min(CHUNK, size))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _sample_decoder(head: _Head, wanted: Sequence[str] | None, name: str) -> Callable[[bytes], Record | str]:

@@ -29,6 +29,7 @@ def scan(file: BinaryIO, name: str) -> Iterator[Extent]:
     """
     metadata = _parse_metadata(head(file, name), name)
     size = file.seek(0, io.SEEK_END)
+    _check_columns(metadata, name)
     extents = [_extent(metadata, number) for number in _row_groups(metadata)]
     for extent in extents:
         if not 0 <= extent.start < extent.end <= size:
@@ -100,10 +101,34 @@ def _parse_metadata(head: bytes, name: str) -> parquet.FileMetaData:
 
     try:
         return parquet.read_metadata(pa.BufferReader(head))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{name} is damaged in its last {len(head)} bytes, its metadata ({one_line(error)}); fetch or write it again"
         ) from error
+
+
+def _check_columns(metadata: parquet.FileMetaData, name: str) -> None:
+    """Let the library look at what the metadata say of each part of each column, as it does before it reads it.
+
+    Where that is damaged, asking for it from Python ends the process (pyarrow 26 lets an exception of C++ through).
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    # Whether it lies in the file is not the question here.
+    unread = _Unread(b"", 1 << 62)
+    file = parquet.ParquetFile(unread, metadata=metadata, pre_buffer=False)
+    for number in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            unread.is_asked = False
+            try:
+                file.reader.read_row_group(number, column_indices=[column], use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                if not unread.is_asked:
+                    raise DataError(
+                        f"{name} is damaged in its metadata, column {column} of row group {number} ({one_line(error)}); "
+                        "fetch or write it again"
+                    ) from error
 
 
 def _row_groups(metadata: parquet.FileMetaData) -> list[int]:
@@ -173,3 +198,13 @@ class _Part(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+class _Unread(_Part):
+    """A file of which nothing is there; tells whether any of it was asked for."""
+
+    is_asked = False
+
+    def readinto(self, buffer: Any) -> int:
+        self.is_asked = True
+        raise OSError("not there")

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from data_pipeline.errors import PipelineError
 
 SCHEMA = 2
+_MOST_LANES = 1 << 20
+"""No batch has as many rows; a state that is damaged may say so."""
 
 
 class StreamStateError(PipelineError):
@@ -82,22 +84,33 @@ def lanes_of(state: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     """
     _refuse_other_schema(state)
     try:
-        numbers = [lane for start, stop in state["lanes"] for lane in range(start, stop)]
-        widths, lowest = [int(bits) for bits in state["bits"]], [int(low) for low in state["lowest"]]
-        packed = zlib.decompress(base64.b64decode(state["counters"], validate=True))
-        num_bits = len(numbers) * sum(widths)
-        fits = len(packed) == -(-num_bits // 8) and len(widths) == len(lowest) == len(state["columns"])
-        if not fits or not all(0 <= width <= 63 for width in widths) or len(set(numbers)) != len(numbers):
-            raise ValueError("its parts do not fit together")
-    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
+        return _unpacked(state)
+    except (KeyError, TypeError, ValueError, OverflowError, zlib.error, binascii.Error) as error:
         raise _damaged(error) from error
+
+
+def _unpacked(state: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    ranges = [range(start, stop) for start, stop in state["lanes"]]
+    widths, lowest = [int(bits) for bits in state["bits"]], [int(low) for low in state["lowest"]]
+    num_lanes = sum(map(len, ranges))
+    num_bits = num_lanes * sum(widths)
+    fits = len(widths) == len(lowest) == len(state["columns"]) and all(0 <= width <= 63 for width in widths)
+    if not fits or num_lanes > _MOST_LANES or not isinstance(state["fingerprint"], Mapping):
+        raise ValueError("its parts do not fit together")
+    # No more than there is to be, whatever the text would unpack to.
+    unpacking = zlib.decompressobj()
+    packed = unpacking.decompress(base64.b64decode(state["counters"], validate=True), -(-num_bits // 8) + 1)
+    numbers = [lane for lanes in ranges for lane in lanes]
+    if not unpacking.eof or len(packed) != -(-num_bits // 8) or len(set(numbers)) != num_lanes:
+        raise ValueError("its parts do not fit together")
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=num_bits)
-    parts = np.split(bits, np.cumsum([len(numbers) * width for width in widths])[:-1])
+    parts = np.split(bits, np.cumsum([num_lanes * width for width in widths])[:-1])
     columns = [
-        (_values(part.reshape(len(numbers), width)) + low).tolist()
-        for part, width, low in zip(parts, widths, lowest, strict=True)
+        _values(part.reshape(num_lanes, width)) + low for part, width, low in zip(parts, widths, lowest, strict=True)
     ]
-    return dict(zip(numbers, zip(*columns, strict=True), strict=True))
+    if any((column < 0).any() for column in columns):
+        raise ValueError("a counter below 0")
+    return dict(zip(numbers, zip(*(column.tolist() for column in columns), strict=True), strict=True))
 
 
 def merge_states(states: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from data_pipeline.sources.decoded import DecodedExtents, bytes_in_memory
 from data_pipeline.sources.errors import DamagedRecordError, DataError
 from data_pipeline.sources.formats import Record
 from data_pipeline.sources.source import Source
+from data_pipeline.stream.state import StreamStateError
 
 if TYPE_CHECKING:
     from data_pipeline.tokens.encoded import EncodedSource
@@ -156,6 +157,8 @@ class _Cursor:
 
     def go_to(self, blocks: int, place: int) -> None:
         """Go where `blocks` blocks are begun, and `place` documents of the last group are taken; nothing is read."""
+        if place and not blocks:
+            raise ValueError(f"{place} documents are taken of no block")
         self.blocks, self.place = blocks, place
         # By the place in the group.
         self._records: dict[int, Record | DamagedRecordError] = {}
@@ -204,8 +207,14 @@ class TextLane:
         self.load([0] * len(counter_names(len(sources))))
 
     def load(self, counters: Sequence[int]) -> None:
-        """Go where the counters (counter_names) say; nothing is read."""
+        """Go where the counters (counter_names) say; nothing is read.
+
+        Raises:
+            IndexError, ValueError: they are of no lane of this stream.
+        """
         self._current, self._offset, *rest = counters
+        if self._current >= len(self._cursors):
+            raise ValueError(f"there is no source {self._current}")
         blocks, places, self._tokens, self.bad_records = (list(rest[i::4]) for i in range(4))
         for cursor, begun, place in zip(self._cursors, blocks, places, strict=True):
             cursor.go_to(begun, place)
@@ -231,7 +240,11 @@ class TextLane:
         """The next row, and what is in it."""
         if self._ids is None:
             ids = self._cursors[self._current].ids()
-            assert ids is not None, "a lane is amid a bad record"
+            if ids is None or self._offset > len(ids):
+                what = "a bad record" if ids is None else f"a document of {len(ids)} tokens"
+                raise StreamStateError(
+                    f"the stream state is damaged (a lane is at token {self._offset} of {what}); resume from an earlier checkpoint"
+                )
             self._ids = ids
         documents = [self._document()] if self._offset < len(self._ids) else []
 

@@ -173,7 +173,12 @@ class TokenStream:
                     f"the stream state is damaged (its anchor {error}); resume from an earlier checkpoint"
                 ) from error
         for number, lane in self._lanes.items():
-            lane.load(saved[number])
+            try:
+                lane.load(saved[number])
+            except (IndexError, ValueError) as error:
+                raise StreamStateError(
+                    f"the stream state is damaged (lane {number}: {error}); resume from an earlier checkpoint"
+                ) from error
         self._received.clear()
         self._set_turns()
 

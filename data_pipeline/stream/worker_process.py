@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.processes import ignore_stop_signals
+from data_pipeline.processes import ignore_run_signals
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -129,7 +129,7 @@ def _exit_with_parent(connection: Connection, parent: int) -> None:
 
 def main(descriptor: int) -> None:
     """Serve the socket `descriptor`, heedless of the signals that ask a training run to stop."""
-    ignore_stop_signals()
+    ignore_run_signals()
     try:
         serve(Connection(descriptor))
     except (EOFError, BrokenPipeError, ConnectionResetError):

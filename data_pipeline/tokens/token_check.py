@@ -35,7 +35,7 @@ def token_files(folder: Path, shards: Collection[str] | None = None) -> list[Pat
 
 def damaged_tokens(paths: list[Path], progress: Callable[[int, int], None]) -> Iterator[str]:
     """Read files of tokens and yield what is wrong with each that is damaged; `progress` is told (bytes read, to read)."""
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [_size(path) for path in paths]
     done = 0
     for path, size in zip(paths, sizes, strict=True):
         if (damage := _damage(path)) is not None:
@@ -44,12 +44,20 @@ def damaged_tokens(paths: list[Path], progress: Callable[[int, int], None]) -> I
         progress(done, sum(sizes))
 
 
+def _size(path: Path) -> int:
+    """Bytes to read; none of what leads nowhere, which is damage."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _is_of(folder: Path, shards: Collection[str]) -> bool:
     """Whether the tokens in a folder, which are those of one shard, are of one of these; as the first description says."""
     for path in folder.glob("*.json"):
         try:
             return json.loads(path.read_text(encoding="utf-8"))["made_from"]["shard"] in shards
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return False
 
@@ -58,7 +66,7 @@ def _damage(path: Path) -> str | None:
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         schema, made_from = description["schema"], description["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "has no description that can be read beside it"
     if schema != SCHEMA:
         # Of another version of this program: no run reads it.

@@ -144,7 +144,7 @@ def open_token_file(path: Path, made_from: dict[str, Any]) -> TokenFile | None:
         kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log_damage(path, str(error))
         return None
     try:
@@ -161,7 +161,7 @@ def open_token_file(path: Path, made_from: dict[str, Any]) -> TokenFile | None:
         lengths = entries["length"].astype(np.int32)
         first_targets = entries["first_target"].astype(np.int32) if has_targets else None
         return TokenFile(path, str(np.dtype(kept["dtype"]).str), has_targets, start, lengths, first_targets)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         _log_damage(path, f"{type(error).__name__}: {error}")
         return None
 

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from evals.arithmetic.estimators import Z_95, ratio
 from evals.errors import EvalError
 
+MOST = 1e30
+"""A score beyond it, or below its negative, is none; sums of all that are less fit in fp32."""
 UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy", "nll": "nats"}
 
 
@@ -212,12 +214,20 @@ def _scores(result: Mapping[str, Any], metric: Any) -> dict[str, tuple[float, fl
     examples = result.get("examples") or []
     if not examples:
         raise EvalError("the result has no per-example scores, so no paired difference can be taken; evaluate again")
-    broken = [str(e.get("id")) for e in examples if not isinstance(e.get(key), int | float)]
+    if not isinstance(examples, list) or not all(isinstance(e, Mapping) and "id" in e for e in examples):
+        raise EvalError("the result's examples are no scores by id; delete its file and evaluate again")
+    needed = (key, "bytes") if metric == "bits_per_byte" else (key,)
+    broken = [str(e["id"]) for e in examples if not all(_is_finite(e.get(name)) for name in needed)]
     if broken:
         raise EvalError(f"{len(broken)} examples have no finite score (first: {broken[0]}); the model diverged")
     if metric == "bits_per_byte":
         return {str(e["id"]): (e["nll"] / math.log(2), float(e["bytes"])) for e in examples}
     return {str(e["id"]): (float(e[key]), 1.0) for e in examples}
+
+
+def _is_finite(value: Any) -> bool:
+    # An int may be too large for a float.
+    return isinstance(value, int | float) and -MOST < value < MOST
 
 
 def _part(name: str) -> tuple[str, float]:
@@ -227,7 +237,9 @@ def _part(name: str) -> tuple[str, float]:
 
 
 def _protocol(result: Mapping[str, Any]) -> str:
-    harness = result.get("harness") or {}
+    harness = result.get("harness")
+    if not isinstance(harness, Mapping):
+        return ""
     return ", ".join(
         f"{key} {harness[key]}" for key in ("version", "num_fewshot", "metric", "filter") if key in harness
     )

@@ -9,7 +9,7 @@ result: it is counted, and the median is also given with every such run in the l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class Trial:
     lr: float | None = None
     batch: int | None = None
     seed: int | None = None
+    others: tuple[tuple[str, str], ...] = ()
+    """What else was varied: setting and value."""
     run: str = ""
 
 
@@ -85,11 +87,11 @@ def spread(values: Iterable[float | None], *, higher_is_better: bool = True) -> 
     )
 
 
-def by_configuration(trials: Iterable[Trial]) -> dict[tuple[float | None, int | None], list[float]]:
-    """(learning rate, batch) -> the values of its seeds; a seed that diverged adds none, so a list may be empty."""
-    groups: dict[tuple[float | None, int | None], list[float]] = {}
+def by_configuration(trials: Iterable[Trial]) -> dict[tuple[Hashable, ...], list[float]]:
+    """(learning rate, batch, other settings ...) -> the values of its seeds; a seed that diverged adds none, so a list may be empty."""
+    groups: dict[tuple[Hashable, ...], list[float]] = {}
     for trial in trials:
-        values = groups.setdefault((trial.lr, trial.batch), [])
+        values = groups.setdefault((trial.lr, trial.batch, *trial.others), [])
         if trial.value is not None and math.isfinite(trial.value):
             values.append(trial.value)
     return groups

@@ -1,6 +1,9 @@
 // The runs as the page needs them: methods, filters, columns; and the address that holds the view.
 // Pure functions.
 
+const RANDOM_WEIGHTS = "random weights";
+const OWN_AXES = ["method", "adapter.rank", "optim.lr", "train.global_batch_rows", "run.seed"];
+
 /** A task's name without shots and number of examples: "hellaswag:10@200" -> "hellaswag". */
 const plainName = (task) => task.replace(/[:@].*$/, "");
 
@@ -8,12 +11,15 @@ const plainName = (task) => task.replace(/[:@].*$/, "");
 function methodsOf(runs) {
   const order = ["none", "lora", "monteclora"];
   const adapters = new Map();
-  for (const run of runs) if (!adapters.has(run.method)) adapters.set(run.method, run.adapter);
+  // A cell of a sweep that has not begun need not say which adapter it will have.
+  for (const run of runs) adapters.set(run.method, adapters.get(run.method) ?? run.adapter);
   const place = (adapter) => (order.includes(adapter) ? order.indexOf(adapter) : order.length);
   const first = new Set();
   let spare = 0;
+  // The colour of full finetuning is not for the base that it begins from.
+  const isBase = (method) => runs.every((run) => run.method !== method || run.is_from_scratch);
   return [...adapters]
-    .sort(([a, x], [b, y]) => place(x) - place(y) || a.length - b.length || a.localeCompare(b))
+    .sort(([a, x], [b, y]) => place(x) - place(y) || isBase(a) - isBase(b) || a.length - b.length || a.localeCompare(b))
     .map(([name, adapter], index) => {
       const isFirst = order.includes(adapter) && !first.has(adapter);
       first.add(adapter);
@@ -28,14 +34,23 @@ function finalPoint(run) {
 }
 
 /** What tells a run's base from others. */
-const baseOf = (run) => run.base_fingerprint ?? run.base ?? "";
+const baseOf = (run) => (run.is_from_scratch ? RANDOM_WEIGHTS : (run.base_fingerprint ?? run.base ?? ""));
+
+/** A base as people call it. */
+const baseName = (run) => (run.is_from_scratch ? RANDOM_WEIGHTS : text(run.base));
+
+/** What else than its method, rank, learning rate, batch and seed a run's sweep has varied: [axis, value]. */
+const otherAxes = (run) => Object.entries(run.cell?.values ?? {}).filter(([axis]) => !OWN_AXES.includes(axis));
 
 /** Over which tasks a figure of a point is, as text. */
 const overTasks = (point, figure) => point?.over?.[figure]?.join(", ") ?? "";
 
 /** All that is written of a run, for the text search. */
 function searchText(run) {
-  return [run.name, run.id, run.method, run.status, run.base, ...(run.notes ?? [])].join(" ").toLowerCase();
+  const cell = otherAxes(run).map(([axis, value]) => `${axis} ${value}`);
+  return [run.name, run.id, run.method, run.status, run.base, run.cell?.sweep, ...cell, ...(run.notes ?? [])]
+    .join(" ")
+    .toLowerCase();
 }
 
 /** Seconds since 1970 to the minute, UTC; texts as they are. */
@@ -50,7 +65,8 @@ const FACETS = [
   { key: "batch", title: "Rows per batch", of: (run) => [text(run.batch_rows)] },
   { key: "seed", title: "Seed", of: (run) => [text(run.seed)] },
   { key: "status", title: "Status", of: (run) => [text(run.status)] },
-  { key: "base", title: "Base model", of: (run) => [text(run.base)] },
+  { key: "base", title: "Base model", of: (run) => [baseName(run)] },
+  { key: "sweep", title: "Sweep", of: (run) => [text(run.cell?.sweep)] },
   { key: "task", title: "Scored on", of: (run) => run.scoredOn },
 ];
 
@@ -96,6 +112,12 @@ function countValues(runs, key) {
 function sortedValues(values) {
   const size = (value) => (value !== "" && !Number.isNaN(Number(value)) ? Number(value) : Infinity);
   return [...values].sort((a, b) => size(a) - size(b) || a.localeCompare(b));
+}
+
+/** A setting's value as a number or a text. */
+function sortable(value) {
+  if (value === null || value === undefined) return null;
+  return isNumber(value) || typeof value === "string" ? value : JSON.stringify(value);
 }
 
 /** Columns of the table: {key, title, isShown, isText, value(run) for sorting and CSV, show(run)}. */
@@ -159,8 +181,17 @@ function columnsOf(runs) {
       value: (run) => run.final?.forgetting_average ?? null,
       show: (run) => number(run.final?.forgetting_average, "share"),
     },
-    plain("base", "base model", text, { isText: true }),
+    { key: "base", title: "base model", isText: true, value: (run) => run.base ?? null, show: baseName },
   ];
+  for (const axis of new Set(runs.flatMap((run) => otherAxes(run).map(([name]) => name)))) {
+    columns.push({
+      key: `cell/${axis}`,
+      title: axis,
+      isShown: true,
+      value: (run) => sortable(run.cell?.values[axis]),
+      show: (run) => text(sortable(run.cell?.values[axis])),
+    });
+  }
   for (const [task, entry] of tasksOf(runs.flatMap((run) => run.points))) {
     columns.push({
       key: `task/${task}`,
@@ -240,6 +271,7 @@ function describe(run) {
     run.rank ? `rank ${run.rank}` : "",
     run.lr ? `lr ${rate(run.lr)}` : "",
     isNumber(run.seed) ? `seed ${run.seed}` : "",
+    ...otherAxes(run).map(([axis, value]) => `${axis} ${value}`),
   ];
   return parts.filter(Boolean).join(", ") + (run.status === "done" ? "" : ` (${run.status})`);
 }

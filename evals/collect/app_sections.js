@@ -156,7 +156,10 @@ function showSpread(view) {
   const { shown, state } = view;
   const byRank = state.boxes === "rank";
   find("boxes").value = byRank ? "rank" : "method";
-  const counted = shown.filter((run) => run.status === "done" && run.final && !run.is_diverged && !run.is_continuation);
+  const counted = shown.filter(
+    (run) =>
+      run.status === "done" && run.final && !run.is_diverged && !run.is_continuation && !run.is_from_scratch,
+  );
   const groups = boxesOf(counted, byRank, view.methods);
   const [learned, forgotten] = [showBoxes(view, "learned", 1, groups), showBoxes(view, "forgotten", -1, groups)];
   showSpreadTable(
@@ -165,7 +168,7 @@ function showSpread(view) {
     forgotten,
   );
   const diverged = shown.filter((run) => run.is_diverged).length;
-  const reasons = `are not finished, not scored, continue another run or diverged (${diverged})`;
+  const reasons = `are not finished, not scored, from scratch, continue another run or diverged (${diverged})`;
   find("spread-caption").textContent = [
     "A mark per finished run, over learning rates, batch sizes and seeds;",
     "box: middle half; thick line: median; ends: worst and best run.",

@@ -70,8 +70,8 @@ function drawRuns(context, { runs, color, shape }, at, hasBox, sx, say) {
 
 /** Which base each number in the names of boxes stands for; nothing where all runs began with the same. */
 function basesIn(runs) {
-  const bases = [...new Map(runs.map((run) => [baseOf(run), run.base]))];
-  const named = bases.map(([print, base], i) => `${i + 1}: ${text(base)} (${print.slice(0, 15)})`);
+  const bases = [...new Map(runs.map((run) => [baseOf(run), run]))];
+  const named = bases.map(([print, run], i) => `${i + 1}: ${baseName(run)} (${print.slice(0, 15)})`);
   return bases.length > 1 ? `Bases, ${named.join("; ")}.` : "";
 }
 

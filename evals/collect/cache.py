@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-VERSION = 2
+from evals.errors import EvalError
+
+VERSION = 3
 """Changes with what is kept of a file."""
+ELSEWHERE = "give a folder of your own with --out"
 
 
 def read_cache(path: Path) -> dict[str, Any]:
@@ -36,14 +39,22 @@ def write_cache(path: Path, items: Mapping[str, Any]) -> None:
     """Write all items; readers see the whole file or the one before.
 
     Raises:
-        OSError: storage does not take it.
+        EvalError: storage does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(["collect", VERSION]) + "\n")
-        file.writelines(json.dumps([key, item]) + "\n" for key, item in items.items())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(["collect", VERSION]) + "\n")
+            file.writelines(json.dumps([key, item]) + "\n" for key, item in items.items())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise not_written(error, path) from error
+
+
+def not_written(error: OSError, path: Path) -> EvalError:
+    """What to say where a file of the result, or the one at `path` if the error names none, can't be written."""
+    return EvalError(f"{error.filename or path}: cannot be written ({error.strerror}); {ELSEWHERE}")
 
 
 def _parsed(line: str) -> Any:

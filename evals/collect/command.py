@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Mapping, Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.collect.cache import ELSEWHERE, not_written
 from evals.collect.document import CACHE, STALE, collect
 from evals.collect.page import render
 from evals.collect.table import write_csv, write_parquet, write_text
-from evals.collect.terminal import heading, skipped_lines, stage_lines, tables
+from evals.collect.terminal import heading, skipped_lines, stage_lines, sweep_lines, tables
 from evals.errors import EvalError
+from evals.outputs import check_place
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WATCH = 30.0
 """Seconds between two looks, unless said otherwise."""
-ELSEWHERE = "give a folder of your own with --out"
 VOLATILE = ("collected_at", "seconds")
 
 
@@ -54,9 +54,10 @@ def run_collect(
     if problems:
         raise EvalError("; ".join(problems))
     out = Path(roots[0]) / "collected" if out is None else out
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise EvalError(f"{existing}: cannot be written; {ELSEWHERE}")
+    check_place(out / "index.html", ELSEWHERE)
+    for name, path in (("json", json), ("csv", csv)):
+        if path is not None:
+            check_place(path, f"name another file with --{name}")
     before = _look(roots, out, json, csv, stale, None)
     _show(before, out, console)
     if watch is not None:
@@ -65,7 +66,7 @@ def run_collect(
         time.sleep(watch)
         try:
             now = _look(roots, out, json, csv, stale, before)
-        except EvalError as error:
+        except (EvalError, OSError) as error:
             console.print(str(error), markup=False)
             continue
         if _lasting(now) != _lasting(before):
@@ -89,11 +90,6 @@ def _look(
         document = collect(roots, out / CACHE, stale=stale)
         if before is None or _lasting(document) != _lasting(before):
             _write(document, out, json, csv)
-    except OSError as error:
-        place = error.filename or out
-        raise EvalError(
-            f"{place}: cannot be written ({error.strerror}); give a folder of your own with --out"
-        ) from error
     finally:
         gc.enable()
     return document
@@ -105,12 +101,15 @@ def _lasting(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(document: Mapping[str, Any], out: Path, json: Path | None, csv: Path | None) -> None:
     text = dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
-    for path in (out / "collected.json", *([] if json is None else [json])):
-        write_text(path, text)
-    for path in (out / "table.csv", *([] if csv is None else [csv])):
-        write_csv(path, document)
-    write_parquet(out / "table.parquet", document)
-    write_text(out / "index.html", render(document))
+    try:
+        for path in (out / "collected.json", *([] if json is None else [json])):
+            write_text(path, text)
+        for path in (out / "table.csv", *([] if csv is None else [csv])):
+            write_csv(path, document)
+        write_parquet(out / "table.parquet", document)
+        write_text(out / "index.html", render(document))
+    except OSError as error:
+        raise not_written(error, out) from error
 
 
 def _show(document: Mapping[str, Any], out: Path, console: Console) -> None:
@@ -118,6 +117,6 @@ def _show(document: Mapping[str, Any], out: Path, console: Console) -> None:
         console.print(table)
     if not document["runs"]:
         console.print(f"no run was found in {document['root']}: no folder there has a run.json", markup=False)
-    found = *stage_lines(document["stages"]), *skipped_lines(document["skipped"])
+    found = *sweep_lines(document), *stage_lines(document["stages"]), *skipped_lines(document["skipped"])
     for line in (heading(document), *found, f"page: {out / 'index.html'}"):
         console.print(line, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,11 @@ Run = Mapping[str, Any]
 MEASURES = {"learned": True, "forgotten": False, "learning_score": True, "forgetting_average": True, "new_nll": False,
             "old_nll": False}  # fmt: skip
 """What spreads are taken of, at the end of each run: whether higher is better."""
+
+
+OWN_AXES = ("method", "adapter.rank", "optim.lr", "train.global_batch_rows", "run.seed")
+"""Axes of sweeps that runs are grouped or told apart by in any case."""
+RANDOM_WEIGHTS = "random weights"
 
 
 class Group(NamedTuple):
@@ -39,6 +45,8 @@ def grouped(runs: Sequence[Run]) -> dict[Group, list[Run]]:
 
 def base_of(run: Run) -> str:
     """What tells a run's base from others."""
+    if run.get("is_from_scratch"):
+        return RANDOM_WEIGHTS
     return str(run["base_fingerprint"] or run["base"] or "")
 
 
@@ -86,10 +94,16 @@ def trials_of(measure: str, unit: str, runs: Sequence[Run]) -> list[Trial]:
     for run in runs:
         value, its = _value(run, measure)
         if run["is_diverged"] or (value is not None and its == unit):
-            settings = {"lr": run["lr"], "batch": run["batch_rows"], "seed": run["seed"]}
+            settings = {"lr": run["lr"], "batch": run["batch_rows"], "seed": run["seed"], "others": _others(run)}
             value = None if run["is_diverged"] else value
             trials.append(Trial(method=run["method"], value=value, run=run["id"], **settings))
     return trials
+
+
+def _others(run: Run) -> tuple[tuple[str, str], ...]:
+    """What else than learning rate, batch and seed the run's sweep varied within its method."""
+    values = (run.get("cell") or {}).get("values", {})
+    return tuple((axis, json.dumps(value)) for axis, value in sorted(values.items()) if axis not in OWN_AXES)
 
 
 def _value(run: Run, measure: str) -> tuple[float | None, str]:

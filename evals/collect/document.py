@@ -1,7 +1,8 @@
 """The one document that tables and page are made of: every run, every point of it, and what they say together.
 
-{"schema", "root", "collected_at", "seconds", "runs", "skipped", "spreads", "reductions", "pareto", "stages"}; what is in
-a run and in a point, `_entry` and `_point` list. An estimate is {"value", "stderr", "low", "high", "n", "unit"}; low and
+{"schema", "root", "collected_at", "seconds", "runs", "sweeps", "skipped", "spreads", "reductions", "pareto", "stages"}; what
+is in a run and in a point, `_entry` and `_point` list. A run of a sweep says so in `cell`,
+and its method is what the sweep calls it; a cell that has not begun is a run, too (see evals.collect.sweep_runs). An estimate is {"value", "stderr", "low", "high", "n", "unit"}; low and
 high are the ends of its paired bootstrap interval, None where it rests on a single document.
 
 The figures of `points` (learned, forgotten, ...) are, as far as that can be, over tasks that all points of the run share,
@@ -24,8 +25,12 @@ from evals.collect.means import over_run
 from evals.collect.robustness import reductions
 from evals.collect.rounding import rounded
 from evals.collect.summaries import CURVE, RECORD, read_items, to_keep
+from evals.collect.sweep_runs import as_dict, with_sweeps
+from evals.collect.sweeps import read_sweeps
 from evals.collect.walk import RunFolder, Skipped, walk
 from evals.formatting import duration
+from evals.json_text import valid_unicode
+from evals.results import DIVERGED
 
 SCHEMA = 1
 STALE = 30 * 60.0
@@ -51,11 +56,10 @@ def collect(
         processes: that read files; None: as many as pay off.
 
     Raises:
-        EvalError: a root does not exist.
-        OSError: storage does not take the cache.
+        EvalError: a root does not exist, or storage does not take the cache.
     """
     began, now = time.perf_counter(), time.time() if now is None else now
-    folders, skipped = walk(roots)
+    folders, skipped, sweep_files = walk(roots)
     known = {} if cache is None else read_cache(cache)
     items = read_items(folders, known, processes=processes)
     kept = to_keep(folders, items)
@@ -68,13 +72,19 @@ def collect(
         if not found.get(RECORD, {}).get("is_foreign"):
             runs.append(_entry(folder, found, stale, now))
     link(runs, {folder.id: str(folder.path) for folder in folders})
+    sweeps, damaged = read_sweeps(sweep_files)
+    skipped += damaged
+    runs = with_sweeps(runs, sweeps)
     return {
         "schema": SCHEMA,
-        "root": ", ".join(str(root) for root in roots),
+        "root": valid_unicode(", ".join(str(root) for root in roots)),
         "collected_at": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 3),
         "runs": runs,
-        "skipped": [each._asdict() for each in sorted(skipped)],
+        "sweeps": [as_dict(sweep) for sweep in sweeps],
+        "skipped": [
+            {"path": valid_unicode(each.path), "reason": valid_unicode(each.reason)} for each in sorted(skipped)
+        ],
         "spreads": rounded(spreads(runs)),
         "reductions": rounded(reductions(runs)),
         "pareto": [list(place) for place in pareto(runs)],
@@ -108,17 +118,20 @@ def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float
     if status == "running" and now - folder.updated_at > stale:
         status = "stale"
         notes.append(f"says it is running, but wrote nothing for {duration(now - folder.updated_at)}: dead?")
+    if record.get("why"):
+        notes.append(f"{'failed: ' if status == 'failed' else ''}{record['why']}")
     points, final, of_points = _points(folder, items, record)
     if curve.get("is_diverged"):
         notes.append("diverged: the last loss is not a number")
+    has_given_up = status == "failed" and DIVERGED.search(record.get("why") or "") is not None
     answers_diverged = bool(points) and any(task["not_finite"] for task in points[-1]["tasks"].values())
     found = [items[f"rank {step}"] for step in sorted(folder.ranks)]
     ranks = [{k: v for k, v in item.items() if k != "problem"} for item in found if item["problem"] is None]
     fields = ("method", "adapter", "rank", "lr", "seed", "batch_rows", "seq_len", "base", "base_fingerprint", "steps",
-              "trainable_parameters", "started_at", "seconds", "dir", "branch_from", "init_from", "data")  # fmt: skip
+              "is_from_scratch", "trainable_parameters", "started_at", "seconds", "dir", "branch_from", "init_from", "data")  # fmt: skip
     return {
         "id": folder.id,
-        "name": folder.path.name,
+        "name": valid_unicode(folder.path.name),
         **{field: record.get(field) for field in fields},
         "method": record.get("method") or "unknown",
         "status": status,
@@ -126,7 +139,7 @@ def _entry(folder: RunFolder, items: Mapping[str, Any], stale: float, now: float
         "tokens_seen": _further(record.get("tokens_seen"), curve.get("tokens_seen")),
         "tokens_per_epoch": _product(record.get("rows_per_epoch"), record.get("seq_len")),
         "updated_at": folder.updated_at,
-        "is_diverged": bool(curve.get("is_diverged")) or answers_diverged,
+        "is_diverged": bool(curve.get("is_diverged")) or has_given_up or answers_diverged,
         "notes": notes + of_points,
         "points": points,
         "final": final,
@@ -145,6 +158,8 @@ def _points(
     notes += [f"step {step}: {flaw}" for step, item in found.items() for flaw in item["flaws"]["not_finite"]]
     notes += list(found.values())[-1]["flaws"]["truncated"] if found else []
     is_from_scratch = bool(record.get("is_from_scratch"))
+    if record.get("status") == "not started":
+        return [], None, notes
     tasks = {step: item["tasks"] for step, item in found.items()}
     if is_from_scratch:
         tasks = {step: {n: task | {"change": None} for n, task in each.items()} for step, each in tasks.items()}

@@ -21,6 +21,7 @@ from evals.collect import published
 from evals.collect.page_data import page_data
 from evals.collect.page_findings import findings, interval, notices
 from evals.collect.page_robustness import robustness
+from evals.collect.page_sweeps import sweeps
 
 Document = Mapping[str, Any]
 SCRIPTS = (
@@ -37,7 +38,7 @@ SCRIPTS = (
     "app_table.js",
     "app.js",
 )
-STATUS_NOTES = ("running", "stale", "preempted", "failed")
+STATUS_NOTES = ("running", "stale", "preempted", "failed", "not started")
 
 _READING = """<section><h2>How to read this</h2>
 <dl class="reading">
@@ -60,7 +61,10 @@ Llama-2-7B. They are another model, other data and other prompts: compare shapes
 matrix. An adapter of rank r cannot have more than r.</dd>
 <dt>NLL, ECE</dt><dd>How unlikely the model found the right answer, in nats; how far its confidence is from how often it
 is right. Both: lower is better.</dd>
-<dt>States</dt><dd>A run is stale when it says that it is running but has written nothing for a while.</dd>
+<dt>States</dt><dd>A run is stale when it says that it is running but has written nothing for a while. One
+that is not started is a cell of a sweep, or its job ended before training began.</dd>
+<dt>Methods</dt><dd>Those of a sweep are what the sweep calls them: two may have the same adapter and differ in other
+settings.</dd>
 </dl></section>"""
 
 
@@ -84,6 +88,7 @@ def render(document: Document) -> str:
                 _opening(document),
                 f"<noscript>{_static_table(document['runs'])}</noscript>",
                 _asset("app.html").replace("<!-- robustness -->", robustness(document.get("reductions") or [])),
+                sweeps(document),
                 _stages(document.get("stages") or []),
                 _skipped(document.get("skipped") or []),
                 _notes(document["runs"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-OF_RUN = ("id", "name", "method", "adapter", "rank", "lr", "seed", "batch_rows", "status", "base", "base_fingerprint",
+OF_RUN = ("id", "name", "method", "adapter", "rank", "lr", "seed", "batch_rows", "status", "base", "base_fingerprint", "is_from_scratch", "cell",
           "step", "steps", "tokens_seen", "tokens_per_epoch", "trainable_parameters", "started_at", "parent", "branch_from",
           "is_diverged", "is_continuation", "notes", "final", "loss", "rank_change")  # fmt: skip
 OF_POINT = ("step", "tokens", "epochs", "learned", "forgotten", "forgetting_average", "over")

@@ -25,7 +25,11 @@ def findings(document: Document) -> list[str]:
 def notices(document: Document) -> list[str]:
     """What to know before comparing: unequal bases, unfinished runs, folders that were skipped."""
     runs = document["runs"]
-    prints = {run["base_fingerprint"] for run in runs if run.get("base_fingerprint") and not run.get("is_continuation")}
+    prints = {
+        run["base_fingerprint"]
+        for run in runs
+        if run.get("base_fingerprint") and not (run.get("is_continuation") or run.get("is_from_scratch"))
+    }
     states = Counter(run.get("status") or "unknown" for run in runs)
     unfinished = [f"{n} {status}" for status, n in sorted(states.items()) if status != "done"]
     found = []

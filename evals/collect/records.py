@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from evals.json_text import parse_json
 from evals.results import SCHEMA, Run
+
+MOST_OF_WHY = 400
+"""Characters of a reason."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -21,8 +24,8 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         return _unusable(path, f"not JSON ({error})")
     if not isinstance(content, dict) or not content:
         return _unusable(path, "no record of a run")
@@ -53,7 +56,8 @@ def describe(run: Run) -> dict[str, Any]:
         "status": _text(run.status),
         "base": _text(run.base),
         "base_fingerprint": _text(run.get("base_fingerprint")),
-        "is_from_scratch": bool(run.record) and run.base is None,
+        "is_from_scratch": run.is_from_scratch,
+        "why": _why(run),
         "step": _whole(run.get("step")),
         "steps": _whole(run.get("steps")),
         "tokens_seen": _whole(run.get("tokens_seen")),
@@ -66,6 +70,22 @@ def describe(run: Run) -> dict[str, Any]:
         "data": _data(run.get("config", "data", "sources")),
         "init_from": _text(run.get("config", "adapter", "init_from")),
     }
+
+
+def _why(run: Run) -> str | None:
+    """Why it failed or was stopped, or why a job of it ended before training began; on one line."""
+    if run.status == "failed":
+        return _line(run.get("error"))
+    if run.status == "preempted":
+        stopped_by = _line(run.get("stopped_by"))
+        return f"stopped by {stopped_by}" if stopped_by else None
+    is_over = run.get("job", "event") == "ended" and run.status in ("not started", "running")
+    message = _line(run.get("job", "message")) if is_over else None
+    return f"job {run.get('job', 'job')}: {message}" if message else None
+
+
+def _line(value: Any) -> str | None:
+    return " ".join(value.split())[:MOST_OF_WHY] if isinstance(value, str) else None
 
 
 def _unusable(path: Path, problem: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ that it is read once in the life of a study.
 from __future__ import annotations
 
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -22,6 +21,7 @@ from evals.collect.points import Evaluation, read_evaluation, summarize
 from evals.collect.records import read_record
 from evals.collect.rounding import rounded
 from evals.collect.walk import RunFolder, Stamp
+from evals.json_text import parse_json
 
 RECORD, CURVE = "record", "curve"
 PER_CORE, MOST = 2, 16
@@ -128,7 +128,7 @@ def _read_run(run: RunFolder, names: Sequence[str]) -> Items:
     items |= _points(run, [int(name.split()[1]) for name in names if name.startswith("point ")])
     for name in [name for name in names if name.startswith("rank ")]:
         (file,) = run.ranks[int(name.split()[1])]
-        items[name] = _guarded(_read_rank, run.path / "weights" / file)
+        items[name] = _guarded(read_rank, run.path / "weights" / file)
     return items
 
 
@@ -148,17 +148,33 @@ def _evaluation(run: RunFolder, step: int) -> Evaluation:
     return read_evaluation([run.path / "evals" / file for file in run.evals[step]])
 
 
-def _read_rank(path: Path) -> dict[str, Any]:
-    """A rank of the weight change, without its rows."""
+def read_rank(path: Path) -> dict[str, Any]:
+    """A rank of the weight change, without its rows; `problem` says why there is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         return {"problem": f"not JSON ({error})"}
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in ("modules", "layers", "rank")
     ):
         return {"problem": "no rank of a weight change: it has no modules, layers and rank"}
+    shape = len(content["layers"]), len(content["modules"])
+    if not _is_grid(content["rank"], shape) or not _is_grid(content.get("full_rank", content["rank"]), shape):
+        return {"problem": "no rank of a weight change: not a number for each layer and module"}
     return {key: rounded(content.get(key)) for key in RANK_KEYS} | {"problem": None}
+
+
+def _is_grid(rows: Any, shape: tuple[int, int]) -> bool:
+    """Whether these are so many rows of so many ranks, or nulls."""
+    if not isinstance(rows, list) or len(rows) != shape[0]:
+        return False
+    if not all(isinstance(row, list) and len(row) == shape[1] for row in rows):
+        return False
+    return all(value is None or (type(value) is int and 0 <= value < 2**53) for row in rows for value in row)
 
 
 def _guarded(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:

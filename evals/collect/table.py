@@ -1,6 +1,6 @@
 """The table of all runs: a row for each run and checkpoint, in columns of fixed names, order and types; CSV and Parquet.
 
-After COLUMNS come, for each task of any run by name, task/<name>/score, /change, /nll and /ece, and /pass@<k> where
+After COLUMNS come cell/<axis>, the value of each axis of a sweep as JSON; then, for each task of any run by name, task/<name>/score, /change, /nll and /ece, and /pass@<k> where
 programs were judged. Unknown values are empty (CSV) or null (Parquet). A run that was not evaluated has one row.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ RUN_COLUMNS: dict[str, Kind] = {
     "run": "string", "method": "string", "status": "string", "name": "string", "adapter": "string", "rank": "int64",
     "lr": "double", "seed": "int64", "batch_rows": "int64", "base": "string", "parent": "string",
     "trainable_parameters": "int64", "run_step": "int64", "steps": "int64", "tokens_seen": "int64", "updated_at": "double",
+    "sweep": "string", "cell": "string",
 }  # fmt: skip
 """Of the run, the same in all of its rows; `run_step` is how far it is, `updated_at` in seconds since 1970."""
 EFFECTS = ("learned", "forgotten", "learned_accuracy", "forgotten_accuracy")
@@ -50,7 +52,8 @@ def columns(document: Mapping[str, Any]) -> dict[str, Kind]:
         for point in run["points"]:
             for name, task in point["tasks"].items():
                 tasks.setdefault(name, set()).update(int(k) for k in task.get("pass_at_k") or {})
-    found = dict(COLUMNS)
+    axes = dict.fromkeys(axis for sweep in document.get("sweeps") or [] for axis in sweep["axes"])
+    found = COLUMNS | {f"cell/{axis}": "string" for axis in axes}
     for name in sorted(tasks):
         keys = [*OF_TASK, *(f"pass@{k}" for k in sorted(tasks[name]))]
         found |= {f"task/{name}/{key}": "double" for key in keys}
@@ -111,6 +114,9 @@ def _typed(value: Any, kind: Kind) -> Any:
 
 def _of_run(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     of_run = {name: run.get(name) for name in RUN_COLUMNS}
+    cell = run.get("cell") or {}
+    of_run |= {"sweep": cell.get("sweep"), "cell": cell.get("name")}
+    of_run |= {f"cell/{axis}": json.dumps(value) for axis, value in cell.get("values", {}).items()}
     of_run |= {"run": run["id"], "run_step": run["step"], "notes": "; ".join(run["notes"])}
     if run["final"] is not None:
         final = run["final"]

@@ -59,19 +59,33 @@ def skipped_lines(skipped: Sequence[Mapping[str, str]]) -> list[str]:
 
 def stage_lines(chains: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each chain of stages kept of what it was taught, a line per chain, or how many there are."""
-    if len(chains) > MOST_CHAINS:
-        return [f"{len(chains)} chains of stages: see the stages in collected.json"]
-    return [f"stages: {' -> '.join(chain['runs'])}: {chain['problem'] or _kept(chain)}" for chain in chains]
+    told = [(chain, text) for chain in chains if (text := chain["problem"] or _kept(chain))]
+    if len(told) > MOST_CHAINS:
+        return [f"{len(told)} chains of stages: see the stages in collected.json"]
+    return [f"stages: {' -> '.join(chain['runs'])}: {text}" for chain, text in told]
+
+
+def sweep_lines(document: Mapping[str, Any]) -> list[str]:
+    """How far each sweep is: "sweep rank-study: 12 cells: 7 done, 1 failed, 4 not started"."""
+    states = {run["id"]: run["status"] for run in document["runs"]}
+    return [f"sweep {sweep['name']}: {cells_in(sweep, states)}" for sweep in document.get("sweeps") or []]
+
+
+def cells_in(sweep: Mapping[str, Any], states: Mapping[str, str]) -> str:
+    """How many cells of a sweep are in which state, by id of the runs."""
+    counts = Counter(states[run] for run in sweep["runs"] if run in states)
+    return f"{len(sweep['runs'])} cells: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
 
 
 def _kept(chain: Mapping[str, Any]) -> str:
+    """What was retained; empty where nothing was scored that could be."""
     last = len(chain["runs"]) - 1
     kept = [
         f"{task['task']} {fmt.percent(task['retention'], 0)}"
         for task in chain["tasks"]
         if task["retention"] is not None and (task["taught"] is None or task["taught"] < last)
     ]
-    return f"retention {', '.join(kept)}" if kept else "nothing to retain was scored"
+    return f"retention {', '.join(kept)}" if kept else ""
 
 
 def heading(document: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Find run folders on shared storage, and what has changed in them: names, sizes and times; no file is opened.
 
-A folder with run.json or metrics.jsonl is a run; runs inside a run are not looked for. On network storage the time goes
+A folder with run.json or metrics.jsonl is a run; runs inside a run are not looked for. One with sweep.json holds the runs
+of a sweep. On network storage the time goes
 into waiting, so many folders are listed at once.
 """
 
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evals.errors import EvalError
+from evals.json_text import valid_unicode
 from evals.results import result_file_step
 
 RECORDS = ("run.json", "metrics.jsonl")
+SWEEP = "sweep.json"
 NOT_ENTERED = ("checkpoints", "export", "profile", "tensorboard")
 """Subfolders of runs with many or large files, in which no runs are looked for, whatever they are in."""
 THREADS = 16
@@ -64,26 +67,40 @@ class RunFolder:
         return max((stamp.mtime_ns for stamp in stamps), default=0) / 1e9
 
 
-def walk(roots: Sequence[Path], *, threads: int = THREADS) -> tuple[list[RunFolder], list[Skipped]]:
-    """Every run under the roots by id, and what could not be looked at.
+class SweepFile(NamedTuple):
+    """A sweep.json, and the id of the folder that it is in, empty for a root itself."""
+
+    folder: str
+    path: Path
+
+
+class Walked(NamedTuple):
+    """What is under some roots: runs by id, what could not be looked at, and sweeps."""
+
+    runs: list[RunFolder]
+    skipped: list[Skipped]
+    sweeps: list[SweepFile]
+
+
+def walk(roots: Sequence[Path], *, threads: int = THREADS) -> Walked:
+    """Every run under the roots by id, what could not be looked at, and every sweep.
 
     Links to folders are not followed: what they lead to inside a root is found there, and what is outside is another
     root. With several roots, ids begin with the root's name, or its path where names are the same.
 
     Raises:
-        EvalError: a root does not exist; all such roots are named.
+        EvalError: a root does not exist or can't be looked at; all such roots are named.
     """
     roots = [Path(os.path.abspath(root)) for root in roots]
-    if missing := [
-        f"{root}: no such folder; give the folder that holds the runs" for root in roots if not os.path.isdir(root)
-    ]:
-        raise EvalError("; ".join(missing))
+    if unusable := [problem for problem in map(_root_problem, roots) if problem is not None]:
+        raise EvalError("; ".join(unusable))
     roots = _without_nested(roots)
     names = {root: "" if len(roots) == 1 else root.name for root in roots}
     if len(set(names.values())) < len(roots):
         names = {root: root.as_posix().lstrip("/") for root in roots}
     runs: list[RunFolder] = []
     skipped: list[Skipped] = []
+    sweeps: list[SweepFile] = []
     with ThreadPoolExecutor(threads) as pool:
         pending: set[Future[_Listing]] = {pool.submit(_list, root, root, names[root]) for root in roots}
         while pending:
@@ -91,8 +108,20 @@ def walk(roots: Sequence[Path], *, threads: int = THREADS) -> tuple[list[RunFold
             for listing in (future.result() for future in done):
                 runs += [] if listing.run is None else [listing.run]
                 skipped += listing.skipped
+                sweeps += [] if listing.sweep is None else [listing.sweep]
                 pending |= {pool.submit(_list, path, listing.root, listing.name) for path in listing.subfolders}
-    return sorted(runs, key=lambda run: run.id), sorted(skipped)
+    return Walked(sorted(runs, key=lambda run: run.id), sorted(skipped), sorted(sweeps))
+
+
+def _root_problem(root: Path) -> str | None:
+    """Why a root can't be looked into; None: it can."""
+    try:
+        mode = os.stat(root).st_mode
+    except FileNotFoundError:
+        return f"{root}: no such folder; give the folder that holds the runs"
+    except OSError as error:
+        return f"{root}: can't be looked at: {error.strerror}"
+    return None if stat.S_ISDIR(mode) else f"{root}: is a file; give the folder that holds the runs"
 
 
 class _Listing(NamedTuple):
@@ -103,6 +132,7 @@ class _Listing(NamedTuple):
     run: RunFolder | None
     subfolders: list[Path]
     skipped: list[Skipped]
+    sweep: SweepFile | None = None
 
 
 def _list(folder: Path, root: Path, name: str) -> _Listing:
@@ -112,17 +142,24 @@ def _list(folder: Path, root: Path, name: str) -> _Listing:
     records = {entry.name: entry for entry in entries if entry.name in RECORDS}
     if not records:
         subfolders, skipped = _subfolders(folder, entries, root)
-        return _Listing(root, name, None, subfolders, skipped)
+        is_sweep = any(entry.name == SWEEP and os.path.isfile(entry) for entry in entries)
+        sweep = SweepFile(_id(folder, root, name), folder / SWEEP) if is_sweep else None
+        return _Listing(root, name, None, subfolders, skipped, sweep)
     skipped = []
     run = RunFolder(
-        id="/".join(part for part in (name, folder.relative_to(root).as_posix()) if part not in ("", "."))
-        or folder.name,
+        id=_id(folder, root, name) or folder.name,
         path=folder,
         records=dict(_stamps(list(records.values()))),
         evals=_by_step(folder / "evals", result_file_step, skipped),
         ranks=_by_step(folder / "weights", _ranked, skipped),
     )
     return _Listing(root, name, run, [], skipped)
+
+
+def _id(folder: Path, root: Path, name: str) -> str:
+    """A folder as relative to its root, after the root's name where there are several."""
+    parts = (name, folder.relative_to(root).as_posix())
+    return valid_unicode("/".join(part for part in parts if part not in ("", ".")))
 
 
 def _entries(folder: Path) -> tuple[list[os.DirEntry[str]], Skipped | None]:
@@ -153,8 +190,11 @@ def _subfolders(folder: Path, entries: Sequence[os.DirEntry[str]], root: Path) -
 def _link(path: Path, folder: Path, root: Path) -> list[Skipped]:
     """Why a link to a folder is not followed; nothing where the same folder is found anyway."""
     target = Path(os.path.realpath(path))
-    if not target.is_dir():
-        return []
+    try:
+        if not target.is_dir():
+            return []
+    except OSError as error:
+        return [Skipped(str(path), f"a link to {target}, which can't be looked at ({error.strerror})")]
     if folder.resolve().is_relative_to(target):
         return [Skipped(str(path), f"a link to {target}, which it is in: a loop, not followed")]
     if not target.is_relative_to(root.resolve()):

@@ -94,19 +94,24 @@ class Kept:
     def _open(self, header: dict[str, Any]) -> None:
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        # What follows the last end of a line is torn.
+        *whole, torn = data.split(b"\n")
         content = [entry for line in whole if (entry := _parsed(line)) is not None]
         if content and content[0] != json.loads(json.dumps(header)):
             self.moved_to = _free_name(self.path)
             os.replace(self.path, self.moved_to)
-            lines, whole, content = [], [], []
-        if len(whole) < len(lines):
-            os.truncate(self.path, sum(map(len, whole)))  # what is appended must not continue a torn line
+            torn, content = b"", []
+        if torn:
+            os.truncate(self.path, len(data) - len(torn))  # what is appended must not continue a torn line
         if not content:
             self.path.unlink(missing_ok=True)
             self._append([header])
-        self._answers = {entry["key"]: entry["answer"] for entry in content[1:] if {"key", "answer"} <= entry.keys()}
+        self._answers = {
+            entry["key"]: entry["answer"]
+            for entry in content[1:]
+            if isinstance(entry.get("key"), str) and "answer" in entry
+        }
 
     def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         assert self.path is not None
@@ -130,7 +135,7 @@ def key_of(ids: Sequence[int], *settings: Any) -> str:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -95,7 +95,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise EvalError(f"{path}: line {number} is not JSON ({error}); copy the file again") from error
             if not isinstance(record, dict):
                 raise EvalError(f"{path}: line {number} is not a JSON object; give a record with named fields per line")

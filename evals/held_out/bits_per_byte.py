@@ -19,12 +19,12 @@ METRIC = "bits_per_byte"
 HIGHER_IS_BETTER = False
 
 
-def build(task: TaskConfig, *, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
+def build(task: TaskConfig, *, encode: Encode, bos_id: int, seq_len: int, eos_id: int | None = None) -> list[Example]:
     """An example per document, its tokens cut into windows such that every token is scored exactly once.
 
     A document is beginning-of-text followed by its tokens. Window k reads tokens k*seq_len ... (k+1)*seq_len - 1 and
     predicts each one's successor: windows do not overlap in what they read, and carry no context from one to the
-    next. The same windows are used before and after training.
+    next. The same windows are used before and after training. The end of text is not scored.
     """
     documents = draw_documents(task.path, seed=task.seed, max_bytes=task.max_document_bytes)[: task.max_examples]
     return [_example(doc.id, doc.text, [bos_id, *encode(doc.text)], seq_len) for doc in documents]
@@ -39,7 +39,8 @@ def _example(doc_id: str, text: str, ids: list[int], seq_len: int) -> Example:
 def summarize(
     task: TaskConfig, examples: Sequence[Example], loglikelihoods: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
-    """Score = sum(nll) / ln 2 / sum(bytes), a ratio of sums over documents, with the ratio estimator's standard error.
+    """Score = sum(nll) / ln 2 / sum(bytes), a ratio of sums over documents, with the ratio estimator's standard error. Examples
+    that say which document they are from are clusters of it.
 
     Args:
         task: the task (unused; all tasks share this signature).
@@ -50,7 +51,8 @@ def summarize(
         {"id": example.id, "nll": -math.fsum(values), **example.details}
         for example, values in zip(examples, loglikelihoods, strict=True)
     ]
-    score, stderr = ratio([r["nll"] / math.log(2) for r in records], [r["bytes"] for r in records])
+    bits, sizes = [r["nll"] / math.log(2) for r in records], [r["bytes"] for r in records]
+    score, stderr = ratio(bits, sizes, [r.get("document", r["id"]) for r in records])
     return {"score": score, "stderr": stderr, "chance": None, "examples": records}
 
 

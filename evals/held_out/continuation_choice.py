@@ -30,7 +30,7 @@ _ATTEMPTS = 100
 """Draws of a wrong continuation before giving up on finding one that differs (boilerplate repeats itself)."""
 
 
-def build(task: TaskConfig, *, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
+def build(task: TaskConfig, *, encode: Encode, bos_id: int, seq_len: int, eos_id: int | None = None) -> list[Example]:
     """Draw questions from passages that do not overlap, spread evenly over the documents.
 
     Every cut is at a token boundary of the encoded document, so the tokens are those of the running text. A question's

@@ -11,12 +11,16 @@ import torch
 
 from evals.config import TaskConfig
 from evals.errors import EvalError
-from evals.held_out import bits_per_byte, continuation_choice
+from evals.held_out import bits_per_byte, continuation_choice, response_bits_per_byte
 from evals.scoring.rows import Encode, Example, fingerprint
 from evals.scoring.scorer import Answer, Scorer
 from evals.scoring.stopping import Stopped
 
-TASKS: dict[str, Any] = {"bits_per_byte": bits_per_byte, "continuation_choice": continuation_choice}
+TASKS: dict[str, Any] = {
+    "bits_per_byte": bits_per_byte,
+    "continuation_choice": continuation_choice,
+    "response_bits_per_byte": response_bits_per_byte,
+}
 """Kind of task -> module with `build`, `summarize`, `summarize_posterior`, METRIC and HIGHER_IS_BETTER."""
 
 Sampled = Callable[[int], AbstractContextManager[object]]
@@ -33,6 +37,7 @@ def evaluate(
     seq_len: int,
     batch_tokens: int,
     device: torch.device | str,
+    eos_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     should_stop: Callable[[], bool] | None = None,
@@ -58,6 +63,7 @@ def evaluate(
         seq_len: tokens in the longest model input.
         batch_tokens: tokens per forward on each rank, padding included.
         device: where the inputs go.
+        eos_id: id of the end-of-text token, which ends responses; None where training puts none.
         rank: this process.
         world_size: processes that call this together.
         should_stop: asked before every forward; its answer must be the same on all ranks. True ends the evaluation.
@@ -78,7 +84,7 @@ def evaluate(
         raise EvalError(
             f"posterior_samples = {posterior_samples} needs `sampled`, which draws the weights; pass it, or 0 samples"
         )
-    examples = {name: _build(name, task, encode, bos_id, seq_len) for name, task in tasks.items()}
+    examples = {name: _build(name, task, encode, bos_id, seq_len, eos_id) for name, task in tasks.items()}
     rows = [row for task_examples in examples.values() for example in task_examples for row in example.rows]
     scorer = Scorer(
         model=model, device=device, pad_id=bos_id, max_length=seq_len, batch_tokens=batch_tokens, rank=rank,
@@ -99,21 +105,24 @@ def evaluate(
     }
 
 
-def check_tasks(tasks: Mapping[str, TaskConfig], *, encode: Encode, bos_id: int, seq_len: int) -> None:
+def check_tasks(
+    tasks: Mapping[str, TaskConfig], *, encode: Encode, bos_id: int, seq_len: int, eos_id: int | None = None
+) -> None:
     """Make every task's examples and forget them: what `evaluate` would refuse later is refused now.
 
     Raises:
         EvalError: a task's file or settings cannot be used.
     """
     for name, task in tasks.items():
-        _build(name, task, encode, bos_id, seq_len)
+        _build(name, task, encode, bos_id, seq_len, eos_id)
 
 
-def _build(name: str, task: TaskConfig, encode: Encode, bos_id: int, seq_len: int) -> list[Example]:
+def _build(name: str, task: TaskConfig, encode: Encode, bos_id: int, seq_len: int, eos_id: int | None) -> list[Example]:
     if task.kind not in TASKS:
         raise EvalError(f"task {name!r}: {task.kind!r} is not a kind of task; use one of {', '.join(TASKS)}")
     try:
-        examples: list[Example] = TASKS[task.kind].build(task, encode=encode, bos_id=bos_id, seq_len=seq_len)
+        build = TASKS[task.kind].build
+        examples: list[Example] = build(task, encode=encode, bos_id=bos_id, seq_len=seq_len, eos_id=eos_id)
     except EvalError as error:
         raise EvalError(f"task {name!r}: {error}") from error
     return examples

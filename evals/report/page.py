@@ -163,8 +163,9 @@ def _statements(report: Report) -> str:
     rest = [s["text"] for s in report["statements"] if s["metric"] != report["metric"]]
     more = f"\n<details><summary>The same in accuracy</summary>{text_list(rest)}</details>" if rest else ""
     return (
-        f'<h2>What can be said</h2>\n{text_list(main)}{more}\n<p class="soft">Each model is compared with '
-        "the other on every test example, so the intervals are those of the difference, from a bootstrap.</p>"
+        '<h2>What can be said</h2>\n<p class="soft">Models are compared on every test example; the intervals, from a bootstrap, are about '
+        "which examples these are. Each model is one run: another seed or learning rate may change more than they show, and a "
+        f"difference can be certain and too small to matter.</p>\n{text_list(main)}{more}"
     )
 
 

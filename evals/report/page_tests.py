@@ -58,7 +58,8 @@ def _about(result: Mapping[str, Any]) -> str:
     """What a test measures, in a few words."""
     metric = {"bits_per_byte": "bits per byte"}.get(str(result.get("metric")), str(result.get("metric")))
     better = f"{'higher' if result.get('higher_is_better') else 'lower'} is better"
-    parts = [f"{_kind(result)} text, {metric}, {better}"]
+    what = "responses" if result.get("kind") == "response_bits_per_byte" else "text"
+    parts = [f"{_kind(result)} {what}, {metric}, {better}"]
     if harness := result.get("harness"):
         samples = result.get("samples_per_problem")
         measured = f"pass@1 of {samples} programs" if samples else f"{harness.get('metric')}"

@@ -40,6 +40,9 @@ def build_report(root: Path) -> dict[str, Any]:
         if run not in started:
             if not run.record:
                 left_out[name] = "run.json is missing or cannot be read"
+            elif not run.is_from_scratch:
+                message = run.get("job", "message")
+                left_out[name] = f"{run.status}: {message}" if message else run.status
             continue
         try:
             methods.append(measure(run, name, labels[run.path]))
@@ -50,7 +53,7 @@ def build_report(root: Path) -> dict[str, Any]:
     methods.sort(key=lambda m: (_kind_rank(m), m.name))
     metric = next((m for m in METRICS if all(x.tasks("new", m) and x.tasks("old", m) for x in methods)), METRICS[0])
     statements = compare_methods(methods, [m for m in METRICS if m == metric or _measured(methods, m)])
-    base = _base_run([run for run in runs if run.record and run.base is None], methods)
+    base = _base_run([run for run in runs if run.is_from_scratch], methods)
     return {
         "schema": SCHEMA,
         "metric": metric,

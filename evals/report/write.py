@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import formatting as fmt
+from evals.outputs import check_place
 from evals.report.summary import build_report
 from evals.results import write_json
 
@@ -25,12 +26,13 @@ def write_report(root: Path, out: Path | None = None) -> tuple[dict[str, Any], P
         The report as a dict, and the path of its page.
 
     Raises:
-        EvalError: there is nothing to report.
+        EvalError: there is nothing to report, or `out` can't be written.
     """
     from evals.report import plots
     from evals.report.page import render
 
     out = Path(out) if out is not None else Path(root) / "report"
+    check_place(out / "index.html")
     report = build_report(Path(root))
     out.mkdir(parents=True, exist_ok=True)
     figure = plots.learning_forgetting(report)

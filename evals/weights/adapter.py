@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,16 +151,18 @@ def scaling_of(config: Mapping[str, Any], layer: str, *, rank: int) -> float:
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights")).lower()
-    reason = None
+    reason, patterns = None, config.get("alpha_pattern") or {}
     if config.get("peft_type") != "LORA":
         reason = f"peft_type is {config.get('peft_type')!r}, and only the updates of a LORA are read"
-    elif not isinstance(config.get("lora_alpha"), int | float):
+    elif not _is_number(config.get("lora_alpha")):
         reason = f"lora_alpha is {config.get('lora_alpha')!r}, not a number"
+    elif not isinstance(patterns, Mapping) or not all(map(_is_number, patterns.values())):
+        reason = f"alpha_pattern is {patterns!r}, not an object of numbers"
     elif config.get("use_dora"):
         reason = "use_dora is set, and DoRA scales the weights, too"
     elif start.startswith(CHANGES_BASE):
         reason = f"init_lora_weights is {start!r}, which changed the frozen weights, too"
-    for pattern in config.get("alpha_pattern") or {}:
+    for pattern in patterns if reason is None else ():
         try:
             re.compile(pattern)
         except re.error as error:
@@ -168,9 +171,14 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
         raise EvalError(f"{path / ADAPTER_CONFIG}: {reason}; merge the adapter into its base, and name that folder")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e30 < value < 1e30
+
+
 def _named_base(config: Mapping[str, Any]) -> Folder | None:
     name = config.get("base_model_name_or_path")
-    return Folder(Path(str(name))) if name and Path(str(name)).is_dir() else None
+    # os.path asks without an error also for what can be no path.
+    return Folder(Path(str(name))) if name and os.path.isdir(str(name)) else None
 
 
 def _no_base(path: Path, config: Mapping[str, Any]) -> NoReturn:

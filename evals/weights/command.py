@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.errors import EvalError
+from evals.json_text import parse_json
+from evals.outputs import check_place
 from evals.results import write_json
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def compare_folders(
         step: of the run at which `after` was saved.
 
     Raises:
-        EvalError: one of them can't be used, or they are not the same model.
+        EvalError: see `measure`; or one of them can't be used, or they are not the same model.
     """
     from evals.weights.folder import Folder, open_folder
 
@@ -79,20 +80,29 @@ def measure(
         settings: how.
         device: of the decompositions.
         out: the result is written there. Rows are kept beside it as they come, so that a second start goes on where the first
-            was stopped; a result of the same comparison that is there is returned as it is.
+            was stopped; of a result of the same comparison that is there nothing is measured but damaged rows.
         step: of the run at which `after` was saved.
         earlier: a result whose spectra of W before are taken over, where it has the same and was measured alike.
+
+    Raises:
+        EvalError: `out` can't be written, or the models do not fit each other.
     """
     from evals.weights.progress import showing_progress
     from evals.weights.rank import identity, rank_of_change
-    from evals.weights.unfinished import UnfinishedRows
+    from evals.weights.unfinished import UnfinishedRows, rows_by_name
 
     key = {"step": step, "before": before.label, "after": after.label, **identity(before, after, settings)}
-    if out is not None and (found := _earlier(out, key)) is not None:
-        return found
     compare = partial(
         rank_of_change, before, after, settings, device=device, step=step, earlier=_rows_like(earlier, key)
     )
+    if out is not None and (found := _earlier(out, key)) is not None:
+        # Made of its rows, of which damaged ones are measured anew.
+        document = compare(done=rows_by_name(found.get("rows")))
+        if document != found:
+            write_json(out, document)
+        return document
+    if out is not None:
+        check_place(out)
     with showing_progress(f"rank of {after.label}", sys.stderr) as report:
         if out is None:
             return compare(report=report)
@@ -108,7 +118,7 @@ def measure(
 def _earlier(out: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of the same comparison, where it is there already."""
     try:
-        found = json.loads(out.read_text(encoding="utf-8"))
+        found = parse_json(out.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     is_same = isinstance(found, dict) and all(name in found and found[name] == value for name, value in key.items())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evals.errors import EvalError
+from evals.json_text import parse_json
 from evals.weights.names import plain_name
 from evals.weights.spectrum import LowRank
 
@@ -100,8 +101,11 @@ def weight_files(folder: Path) -> list[Path]:
         EvalError: there are none.
     """
     named = read_json(folder / INDEX).get("weight_map")
-    if isinstance(named, dict):
-        return sorted({folder / str(name) for name in named.values()})
+    if isinstance(named, dict) and named:
+        names = set(map(str, named.values()))
+        if outside := sorted(name for name in names if "/" in name or "\0" in name):
+            raise EvalError(f"{folder / INDEX}: names {outside[0]!r}, which is no file of the folder; copy it again")
+        return sorted(folder / name for name in names)
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
@@ -119,12 +123,16 @@ def read_headers(files: list[Path]) -> dict[str, tuple[Path, tuple[int, ...], st
     problems = []
     for file in files:
         try:
+            file.open("rb").close()  # safetensors call whatever they can't open missing
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (it is no dict)
                     part = opened.get_slice(name)
                     found[name] = (file, tuple(part.get_shape()), part.get_dtype())
         except FileNotFoundError:
-            problems.append(f"{file}: is missing, and the folder's index names it")
+            namer = "a link" if file.is_symlink() else "the folder's index"
+            problems.append(f"{file}: is missing, and {namer} names it")
+        except PermissionError as error:
+            problems.append(f"{file}: can't be read ({error.strerror})")
         except (OSError, SafetensorError) as error:
             problems.append(f"{file}: can't be read ({error}); copy it again")
     wrong = [f"{name} is {dtype}" for name, (_, _, dtype) in found.items() if dtype not in TYPES]
@@ -164,10 +172,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         EvalError: the file holds something else.
     """
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            return {}
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EvalError(f"{path}: can't be read as JSON ({error}); copy it again") from error
     if not isinstance(content, dict):

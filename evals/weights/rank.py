@@ -7,6 +7,7 @@ model. What is in no matrix (norms, biases) has no rank, and second names of tie
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from evals.weights.stored import Weights
 SCHEMA = 1
 ROUNDING_SHOWS = 3
 """A change smaller than so many times what rounding adds is not told from it: a tenth of its squares would be rounding's."""
+
+MEASURES = ("rank", "stable_rank", "numerical_rank", "norm")
+"""Of a spectrum, in a row each of W before, of W after and of the change."""
 
 
 class NotFiniteError(EvalError):
@@ -121,7 +125,7 @@ def _row(
     assert change is not None
     found = {
         measure: {which: getattr(one, measure) if one else None for which, one in spectra.items()}
-        for measure in ("rank", "stable_rank", "numerical_rank", "norm")
+        for measure in MEASURES
     }
     return {
         "name": matrix.name,
@@ -135,6 +139,24 @@ def _row(
         "is_unchanged": change.norm == 0,
         "seconds": round(seconds, 3),
     }
+
+
+def _is_row(row: Any, matrix: Matrix) -> bool:
+    """Whether it is what `compare` makes of a matrix, as far as can be told without comparing."""
+    try:
+        of_matrix = [row[key] for key in ("name", "layer", "module", "shape", "full_rank")]
+        flags = [row["is_unchanged"], row["is_rounding"]]
+        known = [row["seconds"], *(row[measure]["change"] for measure in MEASURES)]
+        others = [row[measure][which] for measure in MEASURES for which in ("before", "after")]
+        others += [row["relative_change"], row["at_most"]]
+    except (KeyError, TypeError):
+        return False
+    numbers = [*known, *(value for value in others if value is not None)]
+    return (
+        of_matrix == [matrix.name, matrix.layer, matrix.module, list(matrix.shape), min(matrix.shape)]
+        and all(isinstance(flag, bool) for flag in flags)
+        and all(isinstance(number, int | float) and 0 <= number <= sys.float_info.max for number in numbers)
+    )
 
 
 def _is_rounding(change: Spectrum | None, norm_before: float, epsilon: float) -> bool:
@@ -165,7 +187,7 @@ def rank_of_change(
         settings: how.
         device: of the decompositions.
         step: of the run at which `after` was saved.
-        done: rows from an earlier call, by name, which are not computed again.
+        done: rows from an earlier call, by name, which are not computed again, unless they are damaged.
         earlier: rows, by name, of a comparison of the same `before` with the same share: of these, W before is taken over.
         on_row: is given every new row as soon as it is there.
         report: is told of the progress.
@@ -180,7 +202,8 @@ def rank_of_change(
         EvalError: the models do not fit each other, or hold values that are no numbers.
     """
     wanted = matrices(before, after, settings.modules)
-    known = {name: dict(row) for name, row in (done or {}).items()}
+    there = [(matrix, (done or {}).get(matrix.name)) for matrix in wanted]
+    known = {matrix.name: dict(row) for matrix, row in there if row is not None and _is_row(row, matrix)}
     todo = [matrix for matrix in wanted if matrix.name not in known]
     total, so_far = sum(matrix.cost for matrix in todo), 0
     for matrix in todo:
@@ -244,9 +267,7 @@ def _factors(before: Weights, after: Weights, name: str) -> LowRank | None:
 def _known_before(row: Mapping[str, Any] | None) -> Spectrum | None:
     if row is None or row["rank"]["before"] is None:
         return None
-    return Spectrum(
-        **{measure: row[measure]["before"] for measure in ("rank", "stable_rank", "numerical_rank", "norm")}
-    )
+    return Spectrum(**{measure: row[measure]["before"] for measure in MEASURES})
 
 
 def _norm(matrix: Tensor) -> float:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from evals.errors import EvalError
+from evals.json_text import parse_json
+
 
 class UnfinishedRows:
     """A file of one JSON object per line: what is compared, then a row per matrix. Used as a context."""
@@ -24,15 +27,22 @@ class UnfinishedRows:
         lines = _whole_lines(self._path)
         self.rows: dict[str, dict[str, Any]] = {}
         if lines and lines[0] == header:
-            self.rows = {row["name"]: row for row in lines[1:] if "name" in row}
+            self.rows = rows_by_name(lines[1:])
         self._header = header
         self._file: TextIO | None = None
 
     def __enter__(self) -> UnfinishedRows:
-        """Open the file for more rows."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Written again, without what was dropped.
-        self._file = self._path.open("w", encoding="utf-8")
+        """Open the file for more rows.
+
+        Raises:
+            EvalError: it can't be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Written again, without what was dropped.
+            self._file = self._path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise EvalError(f"{self._path}: cannot be written ({error.strerror}); remove it") from error
         self._append(self._header)
         for row in self.rows.values():
             self._append(row)
@@ -53,12 +63,18 @@ class UnfinishedRows:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(content, allow_nan=False) + "\n")
+        self._file.write(json.dumps(content) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def rows_by_name(rows: Any) -> dict[str, dict[str, Any]]:
+    """The rows of a document by the matrix that each is of; what is none is left out, the last of a name counts."""
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {row["name"]: row for row in found if isinstance(row.get("name"), str)}
+
+
+def _whole_lines(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -66,9 +82,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines():
         try:
-            row = json.loads(line)
+            found.append(parse_json(line))
         except ValueError:
             break
-        if isinstance(row, dict):
-            found.append(row)
     return found

@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bandwidth", type=float, default=400, help="Gb/s per GPU between machines (default 400)")
     parser.add_argument("--intra-bandwidth", type=float, help="GB/s of an all-gather inside a machine")
     parser.add_argument(
-        "--storage-bandwidth", type=float, default=1, help="GB/s of a machine writing a checkpoint (default 1)"
+        "--storage-bandwidth",
+        type=float,
+        default=1,
+        help="GB/s of a machine writing a checkpoint, and reading it back (default 1)",
     )
     parser.add_argument("--mtbf", type=float, default=5000, help="hours between failures of one machine (default 5000)")
     parser.add_argument("--checkpoint-every", type=int, help="steps between checkpoints (default: the recipe's)")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
-        "--table", action="store_true", help="print the README's table: 7B, 13B, 70B on 8 to 1,024 GPUs"
+        "--table", action="store_true", help="print the table of docs/engine.md: 7B, 13B, 70B on 8 to 1,024 GPUs"
     )
 
 
@@ -115,7 +118,7 @@ def _problems(chosen: argparse.Namespace) -> Iterator[str]:
             yield f"--gpu {chosen.gpu}: is none of {', '.join(GPUS)}; give {', '.join(missing)}, too"
 
 
-def run_plan(chosen: argparse.Namespace, overrides: list[str]) -> int:
+def run(chosen: argparse.Namespace, overrides: list[str]) -> int:
     """Print the plan and return the exit code: 2 when something is wrong, 1 when nothing fits, else 0."""
     try:
         problems: list[str] = []
@@ -221,7 +224,8 @@ def _other(config: Config, shape: Shape, kind: Kind, cluster: Cluster, zero: Zer
 def failures_of(best: Costs, cluster: Cluster, config: Config, chosen: argparse.Namespace) -> Failures:
     """What a failure and a checkpoint cost the run.
 
-    A file is hashed while it is written, and again when it is read back, as fast as it was written. A copy that is made in the
+    A checkpoint is complete once it was written and, with checkpoint.read_back, read again, which takes as long: in each pass a
+    node's bytes go through its storage and every rank hashes its own part, one after the other. A copy that is made in the
     background hides behind the next forward and backward, which change nothing of what is copied; where the optimizer is in
     host memory, the host copies before it goes on. Without the background training waits for everything.
     """

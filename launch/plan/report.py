@@ -165,7 +165,7 @@ def _step_table(plan: Plan) -> Table:
 
 def _conclusion(plan: Plan) -> Iterator[str]:
     if plan.chosen is None or plan.failures is None:
-        yield from _nothing_fits(plan)
+        yield from nothing_fits(plan)
         return
     chosen, cluster, config = plan.chosen, plan.cluster, plan.config
     per_token = chosen.flops / chosen.tokens / 1e9
@@ -232,7 +232,7 @@ def _reason(plan: Plan) -> str:
         if costs is chosen:
             continue
         if not fits(costs, plan.cluster):
-            parts.append(f"{costs.setup.placement} lacks {_lacking(costs, plan.cluster)}")
+            parts.append(f"{costs.setup.placement} lacks {lacking(costs, plan.cluster)}")
             continue
         ratio = costs.tokens_per_second / chosen.tokens_per_second - 1
         speed = "as fast" if abs(ratio) < 0.005 else f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}"
@@ -243,7 +243,7 @@ def _reason(plan: Plan) -> str:
     )
 
 
-def _lacking(costs: Costs, cluster: Cluster) -> str:
+def lacking(costs: Costs, cluster: Cluster) -> str:
     """By how much something doesn't fit."""
     on_gpu = costs.memory.total - usable_bytes(cluster.memory_bytes)
     on_host = costs.host_bytes - cluster.usable_host_bytes
@@ -253,12 +253,13 @@ def _lacking(costs: Costs, cluster: Cluster) -> str:
     return " and ".join(parts)
 
 
-def _nothing_fits(plan: Plan) -> Iterator[str]:
+def nothing_fits(plan: Plan) -> Iterator[str]:
+    """Lines, with markup, of what is lacking and what would fit, of a plan in which nothing does."""
     cluster = plan.cluster
     yield "\n[bold red]Nothing fits.[/bold red] One row per micro-batch and all layers recomputed:"
     for costs in best_per_placement(plan.found, cluster):
         needs = f"needs {costs.memory.total / GiB:.1f} per GPU, {costs.host_bytes / GiB:,.1f} per node"
-        yield f"  {costs.setup.placement} lacks {_lacking(costs, cluster)} ({needs})"
+        yield f"  {costs.setup.placement} lacks {lacking(costs, cluster)} ({needs})"
     yield "What would fit:"
     ways = []
     if plan.larger is not None:

@@ -66,3 +66,5 @@ def shape_of(config: Config) -> Shape:
         return from_hugging_face(found)
     except KeyError as error:
         raise PlanError(f"{config.model.base}/config.json has no {error}: not a LLaMA-style model") from error
+    except TypeError as error:
+        raise PlanError(f"{config.model.base}/config.json can't be right: {error}; download the model again") from error

@@ -1,4 +1,4 @@
-"""The README's table: what to take, and how long it takes, for three models on 8 to 1,024 GPUs."""
+"""The table of docs/engine.md: what to take, and how long it takes, for three models on 8 to 1,024 GPUs."""
 
 from __future__ import annotations
 

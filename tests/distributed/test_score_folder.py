@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.distributed.harness_scenarios import make_data
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -34,7 +34,12 @@ def test_one_rank_that_cannot_go_on_ends_all(tmp_path: Path) -> None:
     run.mkdir()
     (run / "run.json").write_text(json.dumps({}))
     found = run_ranks(
-        "tests.distributed.score_scenarios:score", 2, model=str(tmp_path / "model"), data=str(tmp_path), run=str(run)
+        "tests.distributed.score_scenarios:score",
+        2,
+        model=str(tmp_path / "model"),
+        data=str(tmp_path),
+        run=str(run),
+        ports=[free_port() for _ in range(5)],
     )
     assert found == 2 * [
         {

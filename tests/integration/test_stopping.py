@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,10 +43,10 @@ def deepspeed() -> list[str]:
     return [binary, "--quiet", "--num_accelerators", "2", "--master_port", str(free_port())]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+def start(arguments: list[str], **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         arguments,
-        env=base_environment(),
+        env=base_environment() | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -115,16 +116,17 @@ def test_ctrl_c_sigkill_and_preempt_file(
     output = end(process)
     assert f"resuming after step {stopped_at} of {STEPS}" in output
 
-    # A PREEMPT file from before the start: it is heeded before anything is loaded, and is gone.
+    # A PREEMPT file from before a restart: it is heeded before anything is loaded, and is gone.
     (out / "PREEMPT").touch()
-    process = start(command(tiny_recipe, out, *deepspeed()))
+    process = start(command(tiny_recipe, out, *deepspeed()), SLURM_RESTART_COUNT="1")
     output = end(process)
     assert process.returncode == 85, output
     assert "stopped by PREEMPT file during start-up, nothing was lost; start it again to continue" in output
     assert not (out / "PREEMPT").exists()
     starts = len(json.loads((out / "run.json").read_text())["starts"])
 
-    # In training everything is saved at the next boundary.
+    # From before a start of its own it is stale. In training everything is saved at the next boundary.
+    (out / "PREEMPT").touch()
     process = start(command(tiny_recipe, out, *deepspeed()))
     reached = len(metrics(out))
     wait_for_steps(out, process, reached + 1)
@@ -133,6 +135,9 @@ def test_ctrl_c_sigkill_and_preempt_file(
     assert process.returncode == 85, output
     record = json.loads((out / "run.json").read_text())
     assert (record["status"], record["stopped_by"], len(record["starts"])) == ("preempted", "PREEMPT file", starts + 1)
+    (note,) = record["starts"][-1]["notes"]
+    assert re.fullmatch(r"PREEMPT from \S+ \S+, before this start: removed; touch it again to stop", note)
+    assert note in output
     assert not (out / "PREEMPT").exists()
 
     process = start(command(tiny_recipe, out, *deepspeed()))

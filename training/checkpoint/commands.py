@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_pipeline.commands.formatting import format_bytes
 from data_pipeline.commands.progress import ProgressReporter
 from data_pipeline.commands.tables import print_table
+from data_pipeline.files import unseen
 from training.checkpoint import storage
 from training.checkpoint.manifest import (
     MANIFEST,
@@ -31,6 +32,7 @@ from training.checkpoint.recorded import first_step, recorded_config
 from training.checkpoint.retention import retention_of, scores
 from training.errors import CheckpointError
 from training.files import read_json
+from training.record.run_record import usable_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,10 +90,16 @@ def find(path: Path) -> Place:
     """The checkpoints that a run directory, its folder of checkpoints or a single checkpoint stands for.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or what is there can't be looked at.
     """
-    # "." has neither a name nor a parent.
-    path = Path(os.path.abspath(path))
+    try:
+        # "." has neither a name nor a parent.
+        return _found(Path(os.path.abspath(path)))
+    except OSError as error:
+        raise CheckpointError(unseen(error)) from error
+
+
+def _found(path: Path) -> Place:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: {'is a file' if path.exists() else 'no such folder'}; name a run, or a checkpoint"
@@ -185,7 +193,7 @@ def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str
     if not place.is_run or not checkpoints:
         return {}
     run_dir, steps = place.path.parent, [checkpoint.step for checkpoint in checkpoints]
-    record = read_json(run_dir / "run.json") or {}
+    record = usable_record(run_dir)
     epoch = record.get("epoch")
     try:
         retention = retention_of(
@@ -199,11 +207,12 @@ def _kept(place: Place, checkpoints: Sequence[Checkpoint]) -> dict[int, list[str
 
 
 def size_on_disk(folder: Path) -> int:
-    """Bytes of the files in a folder, which may be disappearing."""
+    """Bytes of the files in a folder, as far as they can be looked at; they may be disappearing."""
     total = 0
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for path in folder.iterdir():
-            total += path.stat().st_size
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size
     return total
 
 
@@ -261,7 +270,7 @@ def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
             good = []
             for folder in chosen:
                 damages = damages_of(folder, reporter)
-                if not folder.exists():
+                if _is_gone(folder):
                     print(f"{folder}: was deleted meanwhile, by its run", flush=True)
                     continue
                 num_checked, num_damaged = num_checked + 1, num_damaged + bool(damages)
@@ -277,6 +286,13 @@ def verify_checkpoints(paths: Sequence[Path], *, only_newest: bool) -> int:
     elif code == 0:
         print("nothing is damaged")
     return max(code, 1 if num_damaged else 0)
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        return not folder.exists()
+    except OSError:
+        return False
 
 
 def _what_a_start_does(place: Place, good: Sequence[Path], checked: Sequence[Path]) -> str:

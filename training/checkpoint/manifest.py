@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +95,14 @@ def check_size(checkpoint: Checkpoint, entry: dict[str, Any]) -> None:
     """
     path = checkpoint.path / entry["name"]
     try:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        size = path.stat().st_size
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing") from error
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: is no file")
+    size = status.st_size
     if size != entry["bytes"]:
         raise CheckpointError(f"{path}: has {size} bytes instead of {entry['bytes']}")
 
@@ -138,6 +141,8 @@ _SENSIBLE: dict[str, Callable[[Any], bool]] = {
     "fingerprints": _is_table,
     "config": _is_table,
     "stream": _is_table,
+    "placement": lambda value: isinstance(value, str | None),
+    "written": lambda value: isinstance(value, str | None),
     "files": lambda value: _is_list(value, _is_file_entry) and value != [],
 }
 """What readers rely on."""
@@ -175,11 +180,23 @@ def first_damage(checkpoint: Checkpoint, rank: int = 0, size: int = 1) -> str | 
 
 
 def folders(root: Path) -> list[Path]:
-    """What may be checkpoints under `root`, the newest first."""
+    """What may be checkpoints under `root`, the newest first.
+
+    Raises:
+        OSError: `root` can't be looked at.
+    """
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if re.fullmatch("[0-9]+", path.name) and os.path.isdir(path)]
+    found = [path for path in root.iterdir() if re.fullmatch("[0-9]+", path.name) and _may_be_folder(path)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Whether it is one, or can't be looked at, which whoever opens it tells."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def candidates(root: Path) -> Iterator[Checkpoint | CheckpointError]:
@@ -193,6 +210,8 @@ def candidates(root: Path) -> Iterator[Checkpoint | CheckpointError]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise CheckpointError(f"{path}: can't be read: it is a FIFO")
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing, so the checkpoint was never completed") from error

@@ -6,14 +6,16 @@ No torch in here.
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from training.checkpoint.manifest import Checkpoint
 from training.config import Config
 from training.errors import CheckpointError
 from training.origin import is_among
+from training.recipe import types_of
 
 
 def recorded_config(checkpoint: Checkpoint) -> Config:
@@ -23,7 +25,7 @@ def recorded_config(checkpoint: Checkpoint) -> Config:
         CheckpointError: what is recorded is none.
     """
     try:
-        config: Config = _decoded(Config, checkpoint.manifest["config"])
+        config: Config = _decoded(Config, checkpoint.manifest["config"], "config")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path}: the recipe in its manifest can't be read ({error})") from error
     return config
@@ -42,16 +44,33 @@ def first_step(record: Mapping[str, Any], root: Path) -> int:
     return int(found["step"]) if found else 0
 
 
-def _decoded(hint: Any, value: Any) -> Any:
-    """What `training.config.to_dict` has made plain JSON of."""
-    if value is None:
-        return None
+def _decoded(hint: Any, value: Any, path: str) -> Any:
+    """What `training.config.to_dict` has made plain JSON of; `path` is the setting, for messages."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint):
-        hints, known = get_type_hints(hint), {field.name for field in dataclasses.fields(hint)}
-        return hint(**{name: _decoded(hints[name], item) for name, item in value.items() if name in known})  # type: ignore[operator]  # a class
+        hints, known = types_of(hint), {field.name for field in dataclasses.fields(hint)}
+        table = _checked(value, dict, path)
+        return hint(
+            **{name: _decoded(hints[name], item, f"{path}.{name}") for name, item in table.items() if name in known}
+        )  # type: ignore[operator]  # a class
     arguments = get_args(hint)
     if get_origin(hint) is dict:
-        return {key: _decoded(arguments[1], item) for key, item in value.items()}
+        return {key: _decoded(arguments[1], item, f"{path}.{key}") for key, item in _checked(value, dict, path).items()}
     if get_origin(hint) is tuple:
-        return tuple(_decoded(arguments[0], item) for item in value)
-    return Path(value) if hint is Path or Path in arguments else value
+        return tuple(_decoded(arguments[0], item, path) for item in _checked(value, list, path))
+    if get_origin(hint) is Literal:
+        if value not in arguments:
+            raise ValueError(f"{path} is {value!r}")
+        return value
+    return Path(_checked(value, str, path)) if hint is Path else _checked(value, hint, path)
+
+
+def _checked(value: Any, kind: type, path: str) -> Any:
+    """The value, of a kind of JSON."""
+    is_number = kind is float and type(value) is int
+    if type(value) is not kind and not is_number:
+        raise TypeError(f"{path} is {value!r}")
+    return value

@@ -35,6 +35,8 @@ class Retention:
     """The task and metric of which the checkpoint with the best score stays."""
     scored_every: int = 0
     """Steps between scores, at each of which there is a checkpoint, too, when the best one is to stay; else 0."""
+    scored_at: tuple[int, ...] = ()
+    """Steps with scores besides, likewise."""
     first_step: int = 0
     """Step of the checkpoint from elsewhere that the run began with, else 0: what was passed until then is not its own."""
 
@@ -49,7 +51,7 @@ class Retention:
 
     def is_scored(self, step: int) -> bool:
         """Whether the best checkpoint is to stay, and that of `step` has scores sooner or later."""
-        return bool(self.scored_every) and step % self.scored_every == 0
+        return step in self.scored_at or (bool(self.scored_every) and step % self.scored_every == 0)
 
     def kept(
         self, existing: Iterable[int], *, newest: int, scores: Mapping[int, float] = NO_SCORES
@@ -119,6 +121,7 @@ def retention_of(config: Config, rows_per_epoch: int | None, first_step: int = 0
         stretch=None if wanted.keep_every is None else steps_in(wanted.keep_every, config, rows_per_epoch),
         best=wanted.keep_best,
         scored_every=0 if wanted.keep_best is None else config.eval.every_steps,
+        scored_at=() if wanted.keep_best is None else config.eval.at_steps,
         first_step=first_step,
     )
 

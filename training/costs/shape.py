@@ -10,6 +10,8 @@ from typing import Any
 
 from monteclora.config import LoRAConfig, MonteCLoRAConfig, adapted, count_adapter_parameters, is_inside, model_problems
 
+MOST, MOST_LAYERS = 1 << 31, 1 << 16
+"""Larger sizes are no model's: a config.json that says them is damaged."""
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -68,11 +70,14 @@ def from_hugging_face(found: dict[str, Any]) -> Shape:
 
     Raises:
         KeyError: a size is missing, so it is another kind of model.
-        TypeError: a size is no positive whole number.
+        TypeError: a size is no positive whole number, or beyond all models.
     """
-    for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size"):
-        if not isinstance(found[name], int) or found[name] < 1:
-            raise TypeError(f"{name} is {found[name]!r}")
+    needed = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size")
+    for name in (*needed, *(name for name in ("num_key_value_heads", "head_dim") if found.get(name) is not None)):
+        if type(found[name]) is not int or not 1 <= found[name] <= (
+            MOST_LAYERS if name == "num_hidden_layers" else MOST
+        ):
+            raise TypeError(f"{name} is {str(found[name])[:40]!r}")
     hidden, heads = found["hidden_size"], found["num_attention_heads"]
     return Shape(
         hidden=hidden, intermediate=found["intermediate_size"], layers=found["num_hidden_layers"], heads=heads,

@@ -112,6 +112,9 @@ def read_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
         except DamagedFile as error:
             problems.append(f"{path.name} {error}")
             continue
+        except ValueError as error:
+            problems.append(f"model.safetensors.index.json names {path.name!r}, which is no file: {error}")
+            continue
         for name in sorted(tensors.keys() & found.keys()):
             problems.append(f"{name} is in {tensors[name].file.name} and in {path.name}")
         tensors |= found

@@ -63,6 +63,8 @@ def build_model(
         else:
             place = replicated(dtype, device) if placement == "replicated" else partitioned(dtype, ds_config)
             model = load_base(config, dtype=dtype, place=place, device=device, attention=attention)
+        if config.attention_dropout is not None:
+            drop_attention(model, config.attention_dropout)
     except ModelError as error:
         problem = error
     raise_on_all_ranks(problem, ModelError, world)
@@ -108,6 +110,21 @@ def random_model(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def drop_attention(model: PreTrainedModel, rate: float) -> None:
+    """Set the rate of dropout on attention weights, of this model and not of its configuration, which exports keep.
+
+    Raises:
+        ModelError: the model has no such dropout.
+    """
+    modules = [module for module in model.modules() if hasattr(module, "attention_dropout")]
+    if not modules:
+        raise ModelError(
+            f"model.attention_dropout = {rate}: {type(model).__name__} has no dropout on attention weights; leave it out"
+        )
+    for module in modules:
+        module.attention_dropout = rate
 
 
 def recompute(model: PreTrainedModel, num_layers: int) -> None:

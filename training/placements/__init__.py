@@ -71,7 +71,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make ready what the placement needs beside the process group; return the DeepSpeed configuration, completed.
 
-    `say` gets a line when that takes long, which it does once per machine.
+    `say` gets a line when that takes long, which it does once per environment.
     """
     if config.train.placement == "replicated":
         return ds_config

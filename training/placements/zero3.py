@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,20 @@ from torch import nn
 
 from training.config import Config
 from training.optim import Muon, Slice, make_optimizer, materialised, state_names
+from training.placements.extensions import prepare_extension
 from training.world import World
 
 
 def init_deepspeed(world: World, say: Callable[[str], None]) -> None:
-    """Have DeepSpeed adopt the process group; `say` gets a line when it compiles its extension, once per machine."""
-    patience = threading.Timer(
-        15, say, ["the first start on a machine compiles DeepSpeed's CPU extension: about a minute"]
-    )
-    patience.daemon = True
-    patience.start()
+    """Have DeepSpeed adopt the process group; `say` gets a line when it compiles its extension, once per environment.
+
+    Raises:
+        ConfigError: on all ranks, when one can't compile it.
+    """
+    prepare_extension(world, say)
     # It prints that it has built the extension, on every rank and every time.
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(verbose=False)
-    patience.cancel()
     dist.barrier()
     # Every rank has mapped it by now. Left alone, 69 MB per rank would stay in memory after the run, for every port used.
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{world.master_addr}_{world.master_port}_{world.rank}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -32,32 +33,45 @@ def init_distributed(
         say: gets a line on one of the ranks that wait, when others are long in coming.
 
     Raises:
-        ConfigError: on all ranks, when one of them has no GPU of its own.
+        ConfigError: on all ranks, when one of them has no GPU of its own, or two have the same.
     """
     world.export(os.environ)
     if world.size > world.local_size and (interface := interface_to(world.master_addr)):
         # gloo would take that of the host's name, which many machines give to the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    index, problem = None, None
+    problem, gpu = None, None
     if has_gpu := torch.cuda.is_available():
         index = gpu_index(world.local_rank, torch.cuda.device_count())
         if index is None:
-            problem = ConfigError(
-                [f"rank {world.rank} is number {world.local_rank} on its node, which shows it {torch.cuda.device_count()} "
-                 "GPUs; start as many ranks per node as it has GPUs"]
-            )  # fmt: skip
+            problem = (
+                f"rank {world.rank} is number {world.local_rank} on its node, which shows it {torch.cuda.device_count()} "
+                "GPUs; start as many ranks per node as it has GPUs"
+            )
         else:
             torch.cuda.set_device(index)
             # DeepSpeed goes by it.
             os.environ["LOCAL_RANK"] = str(index)
+            gpu = f"{torch.cuda.get_device_properties(index).uuid} of {socket.gethostname()}"
     timeout = patience or timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
     store = store_of_this_start(world, timeout, say)
     backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
     dist.init_process_group(backend, timeout=timeout, store=store, rank=world.rank, world_size=world.size)
-    for text in gather(None if problem is None else problem.problems[0], world):
-        if text is not None:
-            raise ConfigError([text])
+    problems, gpus = zip(*gather((problem, gpu), world), strict=True)
+    if text := next(filter(None, [*problems, shared_gpu(gpus)]), None):
+        raise ConfigError([text])
     return device_of(world)
+
+
+def shared_gpu(gpus: Sequence[str | None]) -> str | None:
+    """What is wrong where two ranks have the same GPU, given the name of each rank's; NCCL would fail later."""
+    owners: dict[str, int] = {}
+    for rank, gpu in enumerate(gpus):
+        if gpu is not None and owners.setdefault(gpu, rank) != rank:
+            return (
+                f"ranks {owners[gpu]} and {rank} were given the same GPU, {gpu}; start as many ranks per node as it has GPUs, "
+                "and let the launcher show each of them all of these or one of its own"
+            )
+    return None
 
 
 def gpu_index(local_rank: int, num_gpus: int) -> int | None:

@@ -21,11 +21,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from data_pipeline.files import unseen
 from training.config import Config, to_dict
 from training.errors import StorageError
 from training.files import read_json, sync_file, write_json
@@ -33,7 +35,7 @@ from training.recipe import ConfigError
 from training.record.appended import AppendedFile
 from training.record.log_file import LogFile
 from training.record.unwritten import Unwritten
-from training.world import World
+from training.world import SlurmJob, World
 
 if TYPE_CHECKING:
     from data_pipeline.stream.token_stream import RowDocument
@@ -78,6 +80,7 @@ LENGTHS_IN_STEPS = {
     "optim.warmup_steps": ("optim.warmup",),
     "optim.cooldown_steps": ("optim.cooldown",),
     "eval.every_steps": ("eval.every",),
+    "eval.at_steps": ("eval.at",),
 }
 """Settings that are what the settings named beside them say, where one of those is set."""
 
@@ -94,8 +97,9 @@ SECRET = re.compile(r"(?<![a-z])(token|secret|password|passwd|api[-_]?key|creden
 
 def different_settings(run_dir: Path, config: Config) -> list[str]:
     """What a run directory's recipe and `config` disagree on, one line each; [] when the directory is new or fits."""
-    record = read_json(run_dir / "run.json")
-    return [] if record is None else differences(record.get("config", {}), to_dict(config))
+    record = read_json(run_dir / "run.json") or {}
+    # One of a job that waits to begin (launch/jobs.py) has none.
+    return differences(record["config"], to_dict(config)) if isinstance(record.get("config"), dict) else []
 
 
 def differences(
@@ -121,7 +125,11 @@ def differences(
 
 def _derived(flat: dict[str, Any]) -> set[str]:
     """Settings that follow from another one, in which the same length is written."""
-    return {steps for steps, written in LENGTHS_IN_STEPS.items() if any(flat.get(name) is not None for name in written)}
+    return {
+        steps
+        for steps, written in LENGTHS_IN_STEPS.items()
+        if any(flat.get(name) not in (None, []) for name in written)
+    }
 
 
 def listing(lines: list[str]) -> str:
@@ -131,11 +139,22 @@ def listing(lines: list[str]) -> str:
 
 def directory_problems(config: Config) -> list[str]:
     """Why `config` can't run in its directory: that belongs to another recipe, or isn't a run directory at all."""
+    try:
+        return _directory_problems(config)
+    except OSError as error:
+        return [f'run.dir = "{config.run.dir}": {unseen(error)}']
+
+
+def _directory_problems(config: Config) -> list[str]:
     run_dir = config.run.dir
-    if run_dir.exists() and not run_dir.is_dir():
-        return [f'run.dir = "{run_dir}": is a file, not a directory']
+    if (run_dir.exists() or run_dir.is_symlink()) and not run_dir.is_dir():
+        what = "a file, not a directory" if run_dir.exists() else "a link to what is not there"
+        return [f'run.dir = "{run_dir}": is {what}']
     if (run_dir / "run.json").exists() and read_json(run_dir / "run.json") is None:
         return [f'run.dir = "{run_dir}": its run.json can\'t be read, so it is unknown whose run this is; restore it, '
+                "or choose another directory"]  # fmt: skip
+    if wrong := _unusable(read_json(run_dir / "run.json") or {}):
+        return [f'run.dir = "{run_dir}": its run.json is damaged: {wrong} is not what a run writes there; restore it, '
                 "or choose another directory"]  # fmt: skip
     if lines := different_settings(run_dir, config):
         return [
@@ -144,11 +163,74 @@ def directory_problems(config: Config) -> list[str]:
     existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f'run.dir = "{run_dir}": {existing} can\'t be written']
-    # A start that ended before its run.json has made logs/; so may another rank of this start by now.
-    foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT", "PROFILE"}
-    if not (run_dir / "run.json").exists() and foreign:
-        return [f'run.dir = "{run_dir}": holds files but no run.json; choose an empty or new directory']
+    # A start that ended before its run.json has made logs/, so may another rank of this start by now; and a job that waits has
+    # made slurm/, and a run.json that says no more than that.
+    if "config" not in (read_json(run_dir / "run.json") or {}):
+        foreign = {path.name for path in run_dir.glob("[!.]*")} - {"logs", "PREEMPT", "PROFILE", "slurm", "run.json"}
+        if foreign:
+            return [f'run.dir = "{run_dir}": holds files but no record of a run; choose an empty or new directory']
     return []
+
+
+def usable_record(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json; empty where there is none, or a damaged one, which `directory_problems` tells."""
+    record = read_json(run_dir / "run.json") or {}
+    return {} if _unusable(record) else record
+
+
+def _unusable(record: Mapping[str, Any]) -> str | None:
+    """A part of a run.json that a start of the run relies on and that is of another kind than what runs write; None: none."""
+    return next((name for name, is_usable in _USABLE.items() if not is_usable(record.get(name))), None)
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it says where a run began: a checkpoint with its step and hash."""
+    return (
+        isinstance(value, Mapping)
+        and type(value.get("step")) is int
+        and all(isinstance(value.get(name), str) and "\0" not in value[name] for name in ("path", "sha256"))
+        and isinstance(value.get("given", ""), str)
+    )
+
+
+def _is_start(value: Any) -> bool:
+    """Whether it is a start of a run, of a job or of none."""
+    return isinstance(value, Mapping) and isinstance(value.get("job"), Mapping | None)
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return value is None or bool(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or type(value) is int
+
+
+def _is_list(value: Any, is_usable: Callable[[Any], bool]) -> bool:
+    return value is None or (isinstance(value, list) and all(map(is_usable, value)))
+
+
+_USABLE: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, Mapping | None),
+    "step": _is_count,
+    "tokens_seen": _is_count,
+    "seconds": _is_number,
+    "eval_seconds": _is_number,
+    "starts": lambda value: _is_list(value, _is_start),
+    "finished": _is_time,
+    "last_checkpoint": _is_count,
+    "branched_from": lambda value: value is None or _is_place(value),
+    "origins": lambda value: _is_list(value, _is_place),
+    "epoch": lambda value: value is None or (isinstance(value, Mapping) and _is_count(value.get("rows"))),
+}
+"""What is read of run.json when a run goes on."""
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -228,7 +310,7 @@ def is_line_until(line: bytes, step: int) -> bool:
     """Whether a line of metrics.jsonl is whole, and of `step` or before."""
     try:
         return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -301,16 +383,34 @@ class RunRecord:
             self._lock.close()
             self._lock = None
 
-    def open(self, config: Config, facts: dict[str, Any], *, steps: int | None = None) -> None:
-        """Create or continue run.json; `facts` are added to it (parameters, fingerprints...).
+    def open(
+        self,
+        config: Config,
+        facts: dict[str, Any],
+        *,
+        steps: int | None = None,
+        job: SlurmJob | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Create or continue run.json.
 
-        `config` is the recipe as written, `steps` the length of the run where that leaves it open.
+        Args:
+            config: the recipe as written.
+            facts: added to the record (parameters, fingerprints...).
+            steps: length of the run, where the recipe leaves it open.
+            job: the Slurm job of this start.
+            notes: what there is to say of this start.
 
         Raises:
             ConfigError: the directory can't be written.
         """
         earlier = read_json(self.dir / "run.json") or {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        start: dict[str, Any] = {"at": now, "world_size": self.world.size}
+        if job is not None:
+            start["job"] = asdict(job)
+        if notes:
+            start["notes"] = list(notes)
         self._json.content = {
             "schema": SCHEMA,
             "status": "running",
@@ -325,9 +425,10 @@ class RunRecord:
             "seconds": earlier.get("seconds", 0.0),
             "eval_seconds": earlier.get("eval_seconds", 0.0),
             "started": earlier.get("started", now),
-            "starts": [*earlier.get("starts", []), {"at": now, "world_size": self.world.size}],
+            "starts": [*earlier.get("starts", []), start],
             "finished": None,
             "last_checkpoint": earlier.get("last_checkpoint"),
+            **({} if job is None else {"job": {**asdict(job), "event": "running", "at": now}}),
             **facts,
         }
         if not self.is_writer:

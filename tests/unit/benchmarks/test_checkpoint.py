@@ -47,6 +47,11 @@ def test_claims_compare_medians_of_a_round() -> None:
     })  # fmt: skip
 
 
+def test_ways_that_took_no_part_have_no_claims() -> None:
+    found = timing_claims(FULL, 1, {"ours": [printed(0.1)], "torch": [printed(2.0)]})
+    assert [line["claim"] for line in found] == ["stall_over_torch_full_1rank", "first_stall_full_1rank"]
+
+
 def test_no_step_in_a_save_is_no_slow_down() -> None:
     assert slowdown(printed(1.0)) is None
 

@@ -41,6 +41,23 @@ def test_texts_tokens_and_forwards_are_counted(tmp_path: Path, monkeypatch: pyte
     assert found["through"] >= 2 * max(len(tokenizer(text)["input_ids"]) for text in prompts)
 
 
+def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[object] = []
+
+    def timed(write: object, *_: object) -> dict[str, object]:
+        order.append(write)
+        return {"texts": ["a"], "rate": 1.0, "tokens": 1, "through": 1, "forwards": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(eval_generation, "end_texts", lambda *_: None)
+    monkeypatch.setattr(eval_generation, "ours", lambda *_: "ours")
+    monkeypatch.setattr(eval_generation, "theirs", lambda *_: "HFLM")
+    monkeypatch.setattr(eval_generation, "timed", timed)
+    case = Case(name="x", prompts=["a"], samples=1, temperature=0.2, top_p=1.0, max_new_tokens=1, stop=())
+    found = eval_generation.measure(case, None, None, size="bench")
+    assert order == ["HFLM", "HFLM", "ours", "HFLM", "HFLM", "ours"]
+    assert {name: len(runs) for name, runs in found["runs"].items()} == {"ours": 2, "HFLM": 2}
+
+
 def test_texts_end_before_they_are_as_long_as_they_may_be(tmp_path: Path) -> None:
     prompts = [text[:60] for text in code_prompts(tmp_path)[:3]]
     tokenizer = make_tokenizer(prompts, 300)

@@ -57,6 +57,14 @@ def test_both_sides_answer_the_same_questions() -> None:
     assert counted["ours"] < counted["HFLM"] == counted["rows without padding"], "one row at a time has no padding"
 
 
+def test_contenders_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[str] = []
+    names = ("ours", "HFLM")
+    found = dict(eval_scoring.measure({name: lambda name=name: order.append(name) for name in names}, 3))
+    assert order == ["ours", "HFLM", *("ours", "HFLM", "HFLM", "ours") * 2]
+    assert {name: len(seconds) for name, seconds in found.items()} == {"ours": 4, "HFLM": 4}
+
+
 def test_answers_that_differ_are_seen() -> None:
     ours = [Answer(-1.0, True), Answer(-2.0, False)]
     assert eval_scoring.compare(ours, [(-1.5, True), (-2.25, True)]) == (0.5, 1)

@@ -77,6 +77,17 @@ def test_a_child_left_by_a_script_that_is_done_is_killed(script, tmp_path):
     pytest.fail(f"the process {child} is still there")
 
 
+def test_a_peer_that_fails_is_a_message_and_no_traceback(capsys):
+    def main():
+        raise peers.PeerError("pip could not install thing==1.0:\nno such thing")
+
+    with pytest.raises(SystemExit) as ended:
+        peers.reported(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "pip could not install thing==1.0:\nno such thing\n"
+    peers.reported(lambda: None)
+
+
 def test_an_environment_is_made_once(tmp_path, monkeypatch):
     asked = []
 

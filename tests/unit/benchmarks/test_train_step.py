@@ -81,6 +81,27 @@ def test_claims_divide_the_peers_seconds_by_ours():
     assert by_name["lora_first_loss_ours_replicated_x"]["ratio"] == pytest.approx(2.0, rel=1e-3)
 
 
+def test_ours_that_took_no_part_has_no_claims():
+    one = [{"median_seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "first_loss": 1.0}]
+    found = train_step.step_claims("full", "bf16", "x", {"peer": one, "ours_zero3": one})
+    assert [line["claim"] for line in found] == ["full_tokens_per_second_ours_zero3_x", "full_peak_memory_ours_zero3_x"]
+
+
+def test_contenders_of_a_case_take_turns(monkeypatch, tmp_path):
+    order = []
+    result = {"median_seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "first_loss": 1.0}
+    monkeypatch.setattr(train_step, "step", lambda name, *_: order.append(name) or result)
+    case = train_step.Case(method="full", precision="bf16", masked=0.0, contenders=("peer", "ours_zero3"))
+    size = train_step.Size(hidden=64, layers=1, seq_len=8, document=8, micro=1, accumulation=1)
+    found = train_step.measure(case, tmp_path, size, 2, 1, tmp_path)
+    assert order == ["peer", "ours_zero3", "ours_zero3", "peer"]
+    assert {name: len(results) for name, results in found.items()} == {"peer": 2, "ours_zero3": 2}
+
+
+def test_the_trainer_has_no_process_that_loads_its_rows():
+    assert "dataloader_num_workers=0," in (CONTENDERS / "trainer_steps.py").read_text()
+
+
 def test_a_contender_runs_on_several_ranks(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "CONTENDERS", tmp_path)
     (tmp_path / "script.py").write_text(
@@ -94,12 +115,12 @@ def test_a_contender_runs_on_several_ranks(tmp_path, monkeypatch):
     ]
 
 
-def test_a_machine_without_the_data_packages_has_versions_too(monkeypatch):
+def test_a_machine_without_the_packages_has_versions_too(monkeypatch):
     def version(name):
         raise claims.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(claims.importlib.metadata, "version", version)
-    assert set(claims.machine()["versions"].values()) == {None}
+    assert set(claims.versions().values()) == {None}
 
 
 class TestGpuStep:

@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.loading import load_tokenizer
 from data_pipeline.sources import jsonl
 from data_pipeline.stream.token_stream import TokenStream
+from tests.permissions import locked
 
 Write = Callable[[Path, Sequence[str]], Path]
 Capture = pytest.CaptureFixture[str]
@@ -385,3 +386,17 @@ def test_peek_reads_a_file_once_to_name_lines(
     captured = capsys.readouterr()
     assert captured.out.count("a.jsonl, line ") > len(calls) == 1
     assert "reading a long row: 1/1 rows" in captured.err
+
+
+@pytest.mark.parametrize("prefix", ["", "a="])
+def test_paths_that_cannot_be_looked_at(prefix: str, tmp_path: Path, capsys: Capture) -> None:
+    private, long = tmp_path / "private", tmp_path / ("n" * 300)
+    private.mkdir()
+    with locked(private):
+        assert main(["verify", f"{prefix}{private / 'x'}", str(long), "--cache-dir", str(private / "x")]) == 2
+    name = prefix.strip("=") or "x"
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: sources.{name}.path: {private / 'x'} can't be looked at: Permission denied",
+        f"sources.{long.name}.path: {long} can't be looked at: File name too long",
+        f"cache_dir: {private / 'x'} can't be looked at: Permission denied",
+    ]

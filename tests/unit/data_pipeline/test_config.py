@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.sources.suffixes import data_files
+from tests.permissions import locked
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_other_missing_paths_say_what_to_name(tmp_path_factory: pytest.TempPathF
     found = missing(folder)
     assert found["sources.code.path"] == f"{folder}/none does not exist; name a file or folder that does"
     assert found["sources.prose.path"].startswith(f"the folder {folder}/empty holds no .jsonl")
-    assert found["sources.prose.path"].endswith("file; name one that does")
+    assert found["sources.prose.path"].endswith(".txt file (in subfolders only .txt is looked for); name one that does")
     assert found["tokenizer"] == (
         f"{folder}/no.model does not exist; name a tokenizer.model or tokenizer.json, or a folder with one of them"
     )
@@ -162,3 +164,30 @@ def test_importing_the_settings_is_light_and_public_names_are_lazy() -> None:
     )
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+def test_paths_that_cannot_be_looked_at(source: SourceConfig, tokenizer_path: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    hidden = private / "x"
+    config = DataConfig(
+        sources={"a": SourceConfig(path=str(hidden)), "b": source},
+        tokenizer=hidden,
+        chat_template=hidden,
+        cache_dir=hidden,
+    )
+    with locked(private):
+        found = problems(config)
+    assert found == dict.fromkeys(
+        ("sources.a.path", "tokenizer", "chat_template", "cache_dir"), f"{hidden} can't be looked at: Permission denied"
+    )
+
+
+def test_nobody_waits_for_a_fifo(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.model"):
+        os.mkfifo(tmp_path / name)
+    config = DataConfig(sources={"a": SourceConfig(path=f"{tmp_path}/a.jsonl")}, tokenizer=tmp_path / "a.model")
+    assert problems(config) == {
+        "sources.a.path": f"{tmp_path}/a.jsonl is neither a file nor a folder",
+        "tokenizer": f"{tmp_path}/a.model is neither a file nor a folder",
+    }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files import is_url, resolve, sha256_of, write_atomically
+from tests.permissions import locked
 
 
 def test_a_url_is_told_from_a_path() -> None:
@@ -63,3 +64,24 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert target.read_bytes() == b"old"
     assert target.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\0b", "is no path: it has a zero byte, or more than 4,095 bytes"), ("a/" * 2048 + "b", "more than 4,095 bytes"),
+        ("a/" + "é" * 128, "is no path: a name in it has 256 bytes, above 255"), ("\ud800", "surrogates not allowed"),
+    ],
+)  # fmt: skip
+def test_what_can_be_no_path(text: str, message: str) -> None:
+    for is_name_allowed in (False, True):
+        with pytest.raises(ValueError, match=message):
+            resolve(text, Path("/data"), is_name_allowed=is_name_allowed)
+    assert resolve("a/" + "é" * 127, Path("/data")) == "/data/a/" + "é" * 127
+
+
+def test_a_name_below_a_link_that_cannot_be_followed_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "owner").symlink_to(tmp_path / "private" / "x")
+    with locked(tmp_path / "private"):
+        assert resolve("owner/name", tmp_path, is_name_allowed=True) == "owner/name"

@@ -70,7 +70,7 @@ def die(job: int) -> None:
 
 
 def heed_no_signal(job: int) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(os.getpid(), number)
     return job
 

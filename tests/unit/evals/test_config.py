@@ -9,6 +9,7 @@ from typing import get_args
 
 from evals.config import EvalConfig, Kind, TaskConfig, choice_fits, metric_of
 from evals.held_out.evaluate import TASKS
+from tests.permissions import locked
 
 
 def problems(config: EvalConfig | TaskConfig) -> dict[str, str]:
@@ -36,6 +37,9 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
         continuation_tokens=0,
         num_choices=1,
         seed=-1,
+        prompt_field="",
+        response_field="",
+        template="no field",
     )
     found = problems(EvalConfig(tasks={"code": wrong}, every_steps=-1, batch_tokens=0, posterior_samples=-1))
     assert set(found) == {"every_steps", "batch_tokens", "posterior_samples"} | {
@@ -43,17 +47,33 @@ def test_every_wrong_value_is_named_with_its_task(tmp_path: Path) -> None:
         for name in (
             *("kind", "path", "domain", "max_examples", "max_document_bytes"),
             *("context_tokens", "continuation_tokens", "num_choices", "seed"),
+            *("prompt_field", "response_field", "template"),
         )
     }
     assert "python -m data_pipeline demo" in found["tasks.code.path"]
     assert "missing.jsonl" in found["tasks.code.path"]
     assert "'guess'" in found["tasks.code.kind"]
-    assert "bits_per_byte, continuation_choice" in found["tasks.code.kind"]
+    assert "bits_per_byte, continuation_choice, response_bits_per_byte" in found["tasks.code.kind"]
+    assert found["tasks.code.response_field"] == "is empty; name the field that holds the response"
     assert "'mine'" in found["tasks.code.domain"]
     assert found["tasks.code.num_choices"] == "1 is too small; use 2 or more"
     assert found["every_steps"].startswith("-1 is negative")
     assert found["batch_tokens"].startswith("0 tokens")
     assert found["posterior_samples"].startswith("-1 is negative; use 0 for the posterior mean only")
+
+
+def test_a_template_that_is_none_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    for template, message in (
+        ("{", "cannot be read (Single '{' encountered in format string); write fields as {name} and a brace itself as"),
+        ("no field", "has the fields []; name at least one, written as {name}"),
+        ("{} {prompt}", "has the fields ['', 'prompt']; name at least one, written as {name}"),
+        ("{prompt.x}", "has the fields ['prompt.x']"),
+    ):
+        found = problems(task(tmp_path / "a.jsonl", template=template))
+        assert found.keys() == {"template"}
+        assert found["template"].startswith(message)
+    assert not problems(task(tmp_path / "a.jsonl", template="{{}} {prompt}"))
 
 
 def test_a_task_name_must_be_usable_in_a_flag(tmp_path: Path) -> None:
@@ -129,3 +149,13 @@ def test_public_names_are_all_importable() -> None:
     for name in evals.__all__:
         assert callable(getattr(evals, name)), name
     assert not hasattr(evals, "no_such_name")
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    with locked(private):
+        found = problems(EvalConfig(tasks={"code": task(private / "x")}, data_dir=private / "x"))
+    assert found == dict.fromkeys(
+        ("data_dir", "tasks.code.path"), f"{private / 'x'} can't be looked at: Permission denied"
+    )

@@ -22,6 +22,7 @@ from evals.harness.specs import parse_specs
 from evals.model_folder import find_model
 from evals.results import load_run
 from evals.score_request import Request, parse_task
+from tests.permissions import locked
 
 DEMO_TOKENIZER = Path(__file__).parents[4] / "shared" / "data" / "llama_tokenizer.model"
 TEXTS = [f"number {i} of some words that are long enough {i * i}" for i in range(6)]
@@ -109,6 +110,45 @@ def test_run_explains_missing_models_and_tokenizers(
     assert "cannot be loaded as a causal language model on cpu" in refused(run, capsys)
 
 
+@pytest.mark.parametrize("out", ["/proc/x.json", "/", ".", "file/x.json", "n" * 300])
+def test_where_the_result_goes_is_looked_at_before_the_work(
+    model_dir: Path,
+    study: Path,
+    out: str,
+    jsonl: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for function in (
+        "score_folder._loaded",
+        "report.write.build_report",
+        "collect.command.collect",
+        "weights.rank.rank_of_change",
+    ):
+        monkeypatch.setattr(f"evals.{function}", work)
+    run = ["run", model_dir, "--task", f"w=bits_per_byte:old:{jsonl(TEXTS)}", "--seq-len", 32, "--device", "cpu"]
+    before = sorted(tmp_path.rglob("*"))
+    rank = ["rank", model_dir, model_dir]
+    for command, option in (
+        (run, "--out"),
+        (rank, "--out"),
+        (["collect", study], "--json"),
+        (["collect", study], "--csv"),
+    ):
+        assert f"error: {Path(out)}: cannot be written (" in refused([*command, option, out], capsys)
+    for command in (["report", study], ["collect", study]):
+        if out not in ("/", "."):
+            assert f"error: {Path(out)}/index.html: cannot be written (" in refused([*command, "--out", out], capsys)
+    assert "name another file with --plot" in refused([*rank, "--plot", "/proc/x.svg"], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_run_needs_a_beginning_of_text(
     model_dir: Path, jsonl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +161,28 @@ def test_run_needs_a_beginning_of_text(
         (model_dir / name).write_text(text.replace(old, new))
     run = ["run", model_dir, "--task", f"w=bits_per_byte:old:{jsonl(TEXTS)}", "--seq-len", 32, "--device", "cpu"]
     assert "neither the tokenizer nor config.json names a beginning-of-text token" in refused(run, capsys)
+
+
+def test_run_scores_responses_as_the_run_learned_them(model_dir: Path, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"prompt": "a roof", "response": " of red"}) + "\n")
+    (model_dir / "tokenizer_config.json").write_text('{"eos_token": "~"}')
+    run = ["run", model_dir, "--task", f"answers=response_bits_per_byte:new:{path}", "--seq-len", 32, "--device", "cpu"]
+
+    def tokens_scored(*more: object, out: Path) -> int:
+        assert main([str(argument) for argument in [*run, *more]]) == 0
+        (example,) = json.loads(out.read_text())["tasks"]["answers"]["examples"]
+        return int(example["tokens"])
+
+    out = tmp_path / "out.json"
+    with_end = tokens_scored("--out", out, out=out)
+    assert with_end == len(" of red") + 1
+    record = json.loads((trained / "run.json").read_text())
+    for step, eos, fewer in ((0, True, 0), (100, False, 1)):
+        record["config"]["data"] = {"eos": eos}
+        (trained / "run.json").write_text(json.dumps(record))
+        name = trained / "evals" / f"{step}.answers.json"
+        assert with_end - tokens_scored("--run", trained, "--step", step, out=name) == fewer
 
 
 @pytest.fixture
@@ -393,3 +455,15 @@ def test_sentencepiece_is_preferred_and_gives_its_own_ids(model_dir: Path) -> No
     reference = sentencepiece.SentencePieceProcessor(model_file=str(DEMO_TOKENIZER))
     text = "def f(x):\n    return  x"
     assert (list(encode(text)), bos_id) == (reference.encode(text), 1)
+
+
+@pytest.mark.parametrize("command", ["run", "rank", "report"])
+def test_paths_that_cannot_be_looked_at(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private, long = tmp_path / "private", tmp_path / ("n" * 300)
+    private.mkdir()
+    more = {"run": ["--suite", "forgetting"], "rank": [private], "report": ["--out", tmp_path / "out"]}[command]
+    with locked(private):
+        for path in (private, private / "x"):
+            assert f"error: {path}" in (error := refused([command, path, *more], capsys))
+            assert error.endswith(": Permission denied\n")
+    assert refused([command, long, *more], capsys).endswith(": File name too long\n")

@@ -121,6 +121,9 @@ def test_the_identity_is_the_contents(base: Path, adapter: Path, tmp_path: Path)
     config = json.loads((base / "config.json").read_text()) | {"rope_theta": 7.0}
     (base / "config.json").write_text(json.dumps(config))
     assert find_model(base).identity() != first
+    (base / "more.safetensors").symlink_to(base / "more.safetensors")
+    with pytest.raises(EvalError, match=r"more\.safetensors: cannot be read \(Too many levels of symbolic links\)"):
+        find_model(base).identity()
 
 
 def test_any_other_weight_is_another_identity(base: Path) -> None:
@@ -158,3 +161,16 @@ def test_a_large_file_is_read_in_pieces(base: Path) -> None:
             file.seek(offset)
             file.write(b"\0")
     assert find_model(base).identity() == first
+
+
+def test_a_config_that_is_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(EvalError, match=r"no readable config.json there .*; give a Hugging Face model folder"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize("named", [5, "x" * 5000, "a\0b", ["a"]])
+def test_an_adapter_of_what_is_no_path(tmp_path: Path, named: object) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+    with pytest.raises(EvalError, match="which is not a model folder here; name its base with --base"):
+        find_model(tmp_path)

@@ -207,3 +207,15 @@ def test_runs_are_found_at_any_depth_and_not_inside_runs(tmp_path: Path, make_ru
     assert [run.path for run in find_runs(outer)] == [outer]
     with pytest.raises(EvalError, match="no such folder"):
         find_runs(tmp_path / "missing")
+
+
+def test_what_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    (tmp_path / "evals").mkdir()
+    for name in ("evals/0.json", "run.json"):
+        (tmp_path / name).write_text(deep)
+    (tmp_path / "metrics.jsonl").write_text(f'{deep}\n{{"step": 3}}\n')
+    with pytest.raises(EvalError, match=r"0.json: not JSON .*; delete it and evaluate again"):
+        read_result(tmp_path / "evals/0.json")
+    run = load_run(tmp_path)
+    assert (run.status, run.metrics()) == ("unreadable", [{"step": 3}])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch import demo, local
+from launch import local
 from launch.demo import corpus_settings, run_demo
 from tests.unit.training.minimal import write_base
 from training.config import to_dict
@@ -146,16 +146,14 @@ def test_a_rank_that_fails_ends_it(machine: Machine, tmp_path: Path) -> None:
 def test_a_run_of_another_recipe_is_refused(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine.run_module("data_pipeline", "demo", "--out", str(tmp_path / "corpus"))
-    settings = ["--run.dir", str(tmp_path / "base"), *corpus_settings(tmp_path / "corpus", "demo_base.toml")]
-    assert demo.train_unless_done(local.ROOT / "recipes/demo_base.toml", 2, settings) == 0
+    assert run(tmp_path, "base") == 0
     machine.calls.clear()
-    assert demo.train_unless_done(local.ROOT / "recipes/demo_base.toml", 2, [*settings, "--optim.lr", "1"]) == 2
+    assert run(tmp_path, "base", "--optim.lr", "1") == 2
     printed = capsys.readouterr().err
     assert f'run.dir = "{tmp_path}/base": belongs to a different recipe' in printed
     assert re.search(r"optim\.lr: \S+ there, 1\.0 here", printed)
     assert "`make demo-clean` starts the demo over." in printed
-    assert machine.calls == []
+    assert machine.calls == [("data_pipeline", "demo")]
 
 
 def test_a_wrong_override_starts_nothing(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,7 @@ class TestPlan:
 class TestArguments:
     @pytest.mark.parametrize("ranks", ["0", "-1"])
     def test_no_ranks(self, capsys: pytest.CaptureFixture[str], ranks: str) -> None:
-        with pytest.raises(SystemExit) as caught:
-            main(["demo", "--ranks", ranks])
-        assert caught.value.code == 2
+        assert main(["demo", "--ranks", ranks]) == 2
         assert f"--ranks {ranks}: must be at least 1" in capsys.readouterr().err
 
     @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["plan"]])
@@ -78,7 +76,7 @@ def test_it_runs_as_a_module_from_anywhere(recipe: Path) -> None:
     assert "20 steps, 15,360 tokens" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["plan", "recipe.toml"], ["demo"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["plan", "recipe.toml"], ["demo"]])
 def test_without_the_projects_packages(tmp_path: Path, arguments: list[str]) -> None:
     # What a Python of the system, without any packages, sees.
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -99,10 +97,29 @@ def test_planning_does_not_load_the_demo() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=60).returncode == 0
 
 
-def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert "plan" in printed
     assert "demo" in printed
+
+
+@pytest.mark.parametrize(
+    ("cells", "arguments"), [(2, ["sweep", "sweep.toml", "--list"]), (999, ["sweep", "sweep.toml", "--list"]), (2, ["status", "."])]
+)  # fmt: skip
+def test_nobody_reads_it_to_the_end(recipe: Path, cells: int, arguments: list[str]) -> None:
+    """As `| head` does it: what is little fails when it is flushed, much when it is printed, and rich by itself."""
+    grid = f'[grid]\n"run.seed" = {list(range(cells))}\n'
+    (recipe.parent / "sweep.toml").write_text(f'recipe = "{recipe}"\nroot = "study"\n{grid}')
+    command, env = [sys.executable, "-m", "launch", *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            command, cwd=recipe.parent, env=env, stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -117,6 +117,14 @@ class TestShapes:
             shape_of(config)
         assert str(caught.value) == f"{tmp_path}/base/config.json has no 'hidden_size': not a LLaMA-style model"
 
+    def test_sizes_that_make_no_sense(self, tmp_path: Path) -> None:
+        config = minimal_config(tmp_path)
+        (tmp_path / "base" / "config.json").write_text(json.dumps(llama().to_dict() | {"hidden_size": "64"}))
+        with pytest.raises(
+            PlanError, match=r"base/config.json can't be right: hidden_size is '64'; download the model again"
+        ):
+            shape_of(config)
+
     def test_the_bases_file_is_read(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
         (tmp_path / "base" / "config.json").write_text(json.dumps(llama(head_dim=12).to_dict()))
@@ -485,6 +493,12 @@ class TestCommand:
         _, out, _ = self.run(recipe, capsys, "--json", *self.SEVEN_B, *more)
         best: dict[str, Any] = json.loads(out)["recommended"]
         return best
+
+    def test_the_help_says_that_what_was_written_is_read_back(self, capsys: pytest.CaptureFixture[str]) -> None:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        parser.print_help()
+        assert "of a machine writing a checkpoint, and reading it back" in " ".join(capsys.readouterr().out.split())
 
     @pytest.mark.parametrize(("read_back", "passes"), [("true", 2), ("false", 1)])
     def test_a_checkpoint_is_written_behind_the_steps(

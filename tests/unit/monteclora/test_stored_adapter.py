@@ -24,6 +24,9 @@ MONTECLORA = MonteCLoRAConfig(rank=3, alpha=7.0, num_samples=2)
         ({"bias": "all"}, "sets bias = 'all'"),
         ({"init_lora_weights": "pissa"}, "sets init_lora_weights = 'pissa'"),
         ({"r": None}, "adapter_config.json is of no use: r is None"),
+        ({"r": 0}, "adapter_config.json is of no use: r or rank_pattern has a rank of 0, below 1"),
+        ({"lora_alpha": 10**400}, "adapter_config.json is of no use: lora_alpha is 1000"),
+        ({"r": float("inf")}, "adapter_config.json is of no use: r is inf, not a number for it"),
         (
             {"lora_alpha": 8},
             r"palimpsest.json and adapter_config.json in .* give model.layers.0.* different ranks or alphas",
@@ -54,6 +57,11 @@ def test_damaged_directories_are_reported(tmp_path: Path) -> None:
 
     own = tmp_path / "palimpsest.json"
     text = own.read_text()
+    edit(own, method=["monteclora"])
+    refuses(r"has schema 1, method \['monteclora'\]; this version reads schema 1, lora or monteclora")
+    own.write_text("[" * 100_000)
+    refuses("palimpsest.json is not JSON .*; save the adapter again")
+    own.write_text(text)
     edit(own, a_later_key=1, settings=json.loads(text)["settings"] | {"a_later_setting": 1})
     load_peft(llama(), tmp_path)
     edit(own, schema=99)
@@ -94,8 +102,15 @@ def test_damaged_directories_are_reported(tmp_path: Path) -> None:
     weights.unlink()
     refuses("is missing; save the adapter again, in safetensors format")
     save_file(tensors, weights)
-    (tmp_path / "variational.safetensors").unlink()
+    own = tmp_path / "variational.safetensors"
+    own.unlink()
     refuses("variational.safetensors is missing")
+    own.mkdir()
+    refuses("variational.safetensors can't be read .*; save the adapter again")
+    for name in ("palimpsest.json", "adapter_config.json"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        refuses(f"{name} can't be read .Is a directory.; give the directory of a saved adapter")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

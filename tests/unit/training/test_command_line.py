@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.permissions import locked
 from tests.unit.training.minimal import write_recipe
 from tests.unit.training.test_origin import write_checkpoint
 from training import command_line
@@ -169,6 +170,27 @@ class TestRunDirectory:
             assert isinstance(parse_command_line(arguments, torch_variables(0, 2) | count), Command)
 
     @pytest.mark.parametrize(
+        ("environment", "last", "goes_on"),
+        [
+            ({}, None, False),
+            ({"SLURM_JOB_ID": "8"}, None, False),
+            ({"SLURM_JOB_ID": "8"}, "7", False),
+            ({"SLURM_JOB_ID": "8"}, "8", True),
+            ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}, "8_1", True),
+            ({"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, None, True),
+            ({"TORCHELASTIC_RESTART_COUNT": "1"}, None, True),
+        ],
+    )
+    def test_whether_its_job_has_started_it_before(
+        self, arguments: list[str], environment: dict[str, str], last: str | None, goes_on: bool
+    ) -> None:
+        write_record(arguments, status="failed", starts=[{"at": ""}, {"at": "", "job": {"job": last}} if last else {}])
+        found = parse_command_line(arguments, torch_variables(0, 2) | environment)
+        assert isinstance(found, Command)
+        assert found.goes_on == goes_on
+        assert (found.job is None) == ("SLURM_JOB_ID" not in environment)
+
+    @pytest.mark.parametrize(
         "change",
         [
             {"status": "failed", "stopped_by": None},
@@ -234,7 +256,7 @@ class TestRunDirectory:
         folder.mkdir()
         (folder / "thesis.tex").write_text("")
         assert parse_command_line(arguments, {}) == 2
-        assert "holds files but no run.json" in capsys.readouterr().err
+        assert "holds files but no record of a run" in capsys.readouterr().err
 
 
 class TestResume:
@@ -389,9 +411,76 @@ class TestProcess:
             assert "Peak learning rate. (default: 0.0001)" in words
             assert "(required)" in words
 
+    def test_help_that_nobody_reads_to_its_end(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "training" / "main.py"), "--help"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (141, b"")
+
     def test_help_of_a_wrong_recipe_says_what_is_wrong_and_helps_all_the_same(self, arguments: list[str]) -> None:
         write_recipe(Path(arguments[1]).parent, more="[optim2]\nx = 1\n")
         done = run_python(MAIN, *arguments, "--help")
         assert done.returncode == 0
         assert "optim2" in done.stderr
         assert "Peak learning rate." in done.stdout
+
+
+PATHS = (
+    "data.sources.text.path", "data.tokenizer", "data.cache_dir", "data.chat_template", "model.base", "run.dir",
+    "run.branch_from", "adapter.init_from", "eval.data_dir", "eval.tasks.old_bits.path",
+)  # fmt: skip
+
+
+class TestPathsThatCannotBeLookedAt:
+    @pytest.mark.parametrize("name", [*PATHS, "resume"])
+    def test_one_is_a_problem_beside_others(
+        self, name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        private = tmp_path / "private"
+        private.mkdir()
+        path = private / "x" / "y"
+        added = [f"--{name}", str(path), "--adapter.kind", "lora", "--optim.lr", "-1"]
+        with locked(private):
+            assert parse_command_line([*arguments, *added], {}) == EXIT_WRONG_CONFIGURATION
+        error = capsys.readouterr().err
+        assert "optim.lr = -1.0" in error
+        (line,) = [line for line in error.splitlines() if f"{path} can't be looked" in line]
+        assert line.startswith((f"  - {name}", f"  - --{name}"))
+        assert line.endswith(f"{path} can't be looked at: Permission denied")
+
+    @pytest.mark.parametrize(
+        ("name", "inside"),
+        [
+            ("data.sources.text.path", "index.json"), ("data.tokenizer", "tokenizer.model"),
+            ("model.base", "config.json"), ("run.dir", "run.json"), ("adapter.init_from", "adapter_config.json"),
+        ],
+    )  # fmt: skip
+    def test_a_folder_that_may_not_be_entered(
+        self, name: str, inside: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        private = tmp_path / "private"
+        private.mkdir()
+        with locked(private):
+            assert parse_command_line([*arguments, f"--{name}", str(private), "--adapter.kind", "lora"], {}) == 2
+        assert f"{private / inside} can't be looked at: Permission denied" in capsys.readouterr().err
+
+    def test_the_checkpoints_of_the_run_itself(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        root = write_record(arguments) / "checkpoints"
+        root.mkdir()
+        with locked(root):
+            assert parse_command_line(arguments, {}) == EXIT_WRONG_CONFIGURATION
+        assert f'run.dir = "{root.parent}": {root} can\'t be looked at: Permission denied' in capsys.readouterr().err
+
+    def test_links_in_a_circle(self, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        loop = str(tmp_path / "loop")
+        for added in (["--resume", loop], ["--run.branch_from", loop], ["--run.dir", loop, "--run.branch_from", loop]):
+            assert parse_command_line([*arguments, *added], {}) == EXIT_WRONG_CONFIGURATION
+        error = capsys.readouterr().err
+        assert f"--resume: {loop}: no such folder" in error
+        assert f"run.branch_from: {loop}: no such folder" in error
+        assert f'run.dir = "{loop}": is a link to what is not there' in error

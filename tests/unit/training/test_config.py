@@ -64,6 +64,8 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (ArchitectureConfig, {"num_kv_heads": 4}, "num_kv_heads", "must divide num_heads (6)"),
     (ArchitectureConfig, {"num_kv_heads": 12}, "num_kv_heads", "must divide num_heads (6)"),
+    (ModelConfig, {"attention_dropout": 1.0}, "attention_dropout", "must be at least 0 and below 1 (0 switches it off)"),
+    (ModelConfig, {"attention_dropout": -0.1}, "attention_dropout", "must be at least 0 and below 1 (0 switches it off)"),
     (TrainConfig, {"steps": 0}, "steps", AT_LEAST_1),
     (TrainConfig, {"global_batch_rows": 0}, "global_batch_rows", AT_LEAST_1),
     (TrainConfig, {"micro_batch_rows": 0}, "micro_batch_rows", AT_LEAST_1),
@@ -418,6 +420,29 @@ class TestWholeConfig:
         assert found.startswith(message)
         assert self.problems(minimal_config(tmp_path), eval=EvalConfig(every="1e4 tokens")) == []
 
+    @pytest.mark.parametrize(
+        ("settings", "name", "message"),
+        [
+            ({"at": ("5 steps",), "at_steps": (5,)}, "at", "says the same as eval.at_steps; set one of them"),
+            ({"at": ("5 steps", "soon")}, "at", "'soon' is no length; write a number and its unit"),
+            (
+                {"at": ("0 tokens",)},
+                "at",
+                "'0 tokens' is before the first step; eval.at_start scores the model as loaded",
+            ),
+            ({"at_steps": (0,)}, "at_steps", "[0] has steps before the first; at_start scores the model as loaded"),
+            ({"at_steps": (5, 9000)}, "at_steps", "has step 9000, and the run has 20; take it out"),
+            ({"at": ("200 %",)}, "at", "has step 40, and the run has 20; take it out"),
+        ],
+    )
+    def test_points_at_which_the_model_is_scored(
+        self, tmp_path: Path, settings: dict[str, Any], name: str, message: str
+    ) -> None:
+        ((field, found),) = self.problems(minimal_config(tmp_path), eval=EvalConfig(**settings))
+        assert field == f"eval.{name}"
+        assert found.startswith(message)
+        assert self.problems(minimal_config(tmp_path), eval=EvalConfig(at=("5 steps", "100 %"))) == []
+
     def test_the_best_checkpoint_may_be_that_of_a_suites_task(self, tmp_path: Path) -> None:
         config = minimal_config(tmp_path)
         best = CheckpointConfig(keep_best="hellaswag@200.accuracy")
@@ -594,6 +619,17 @@ class TestWholeConfig:
         for values in ({"dropout": 0.0}, {"kind": "none"}):
             without = dataclasses.replace(adapter, **values)
             assert self.problems(config, adapter=without, hidden_key=hidden_key) == []
+
+    def test_hidden_key_and_attention_dropout_together_must_be_asked_for(self, tmp_path: Path) -> None:
+        config, model = minimal_config(tmp_path), ModelConfig(attention_dropout=0.1)
+        assert self.problems(config, model=model, hidden_key=HiddenKeySection(enabled=True)) == [
+            (
+                "model.attention_dropout",
+                "is other dropout than HiddenKey's, which switches it off; leave it out, or set hidden_key.other_dropout to kept",
+            )
+        ]
+        for hidden_key in (HiddenKeySection(), HiddenKeySection(enabled=True, other_dropout="kept")):
+            assert self.problems(config, model=model, hidden_key=hidden_key) == []
 
     def test_a_merged_export_needs_an_adapter(self, tmp_path: Path) -> None:
         config, merged = minimal_config(tmp_path), CheckpointConfig(export_merged=True)

@@ -256,3 +256,26 @@ def test_json_that_cannot_be_meant(tmp_path: Path, text: str, message: str) -> N
     path = tmp_path / "zero.json"
     path.write_text(text)
     assert read_ds_config(path) == ({}, [f"--ds_config {path}: {message}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "is nested too deep for a DeepSpeed JSON"),
+        ('{"steps_per_print": ' + "9" * 5000 + "}", "not valid JSON: Exceeds the limit"),
+    ],
+)
+def test_json_that_python_gives_up_on(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(text)
+    content, (problem,) = read_ds_config(path)
+    assert content == {}
+    assert problem.startswith(f"--ds_config {path}: {message}")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1.5"])
+def test_a_number_that_is_not_whole(tmp_path: Path, number: str) -> None:
+    text = zero3().replace("{", '{"steps_per_print": ' + number + ", ", 1)
+    assert any(
+        "'steps_per_print'" in problem and "a whole number, at least 1" in problem for problem in found(tmp_path, text)
+    )

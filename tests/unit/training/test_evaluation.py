@@ -81,7 +81,7 @@ def test_held_out_files_are_read_before_the_start(tmp_path: Path) -> None:
     path.write_text('{"id": "a", "text": "x"}\n{"id"\n')
     task = TaskConfig(kind="bits_per_byte", domain="new", path=path)
     config = dataclasses.replace(config, eval=EvalConfig(tasks={"new": task}, at_start=False))
-    encoder: Any = SimpleNamespace(vocab_size=8, bos_id=1, encode=lambda text: [2] * len(text))
+    encoder: Any = SimpleNamespace(vocab_size=8, bos_id=1, eos_id=2, encode=lambda text: [2] * len(text))
     with pytest.raises(EvalError, match=r"bad\.jsonl:2"):
         check_inputs(encoder, config)
 
@@ -97,6 +97,9 @@ def test_when_the_model_is_scored(tmp_path: Path, at_start: bool, every: int, du
     unused: Any = None
     evaluation = Evaluation(unused, unused, config, unused, unused, unused, Unwritten(print))
     assert [step for step in range(21) if evaluation.is_due(step)] == due
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, at_steps=(3, 8)))
+    evaluation = Evaluation(unused, unused, config, unused, unused, unused, Unwritten(print))
+    assert [step for step in range(21) if evaluation.is_due(step)] == sorted({*due, 3, 8})
 
 
 class FakeAdapter:
@@ -133,7 +136,7 @@ def test_only_monteclora_is_sampled_and_with_the_runs_seed(
     shown: list[tuple[int, Any]] = []
     monitors: Any = SimpleNamespace(write_scores=lambda step, results: shown.append((step, results)))
     unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False)
-    encoder: Any = SimpleNamespace(bos_id=1, encode=list)
+    encoder: Any = SimpleNamespace(bos_id=1, eos_id=2, encode=list)
     assert Evaluation(engine, encoder, config, unused, unused, monitors, Unwritten(print)).run(Progress())
     assert shown == [(0, {"old_bits": {}})]
     assert given["posterior_samples"] == passed
@@ -175,7 +178,7 @@ def with_suites(tmp_path: Path) -> tuple[Evaluation, Path]:
         world=SimpleNamespace(rank=0, size=1), adapter=None, placement=SimpleNamespace(model=None), device="cpu"
     )
     unused: Any = SimpleNamespace(evaluating=None, cross=lambda what: False, write_scores=lambda step, results: None)
-    encoder: Any = SimpleNamespace(bos_id=1, encode=list)
+    encoder: Any = SimpleNamespace(bos_id=1, eos_id=2, encode=list)
     config = dataclasses.replace(config, eval=wanted)
     specs = [wanted.specs(is_end=False), parse_specs(wanted.final_suites)]
     suites = Suites(*(tuple(SimpleNamespace(spec=spec) for spec in each) for each in specs))  # type: ignore[arg-type]

@@ -152,6 +152,15 @@ def test_the_other_ranks_gather_and_write_nothing(how: Any, run: Any) -> None:
     assert engine.yielded == first.yielded, "a collective, in the same order on all ranks"
 
 
+@pytest.mark.parametrize("how", [export, export_merged])
+def test_others_may_read_all_of_it(how: Any, run: Any) -> None:
+    folder = written(how, OneRank(*trained(CONFIGS["lora"])), run)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json"}
+    (folder / "new").touch()
+    assert {path.stat().st_mode for path in files} == {(folder / "new").stat().st_mode}
+
+
 def test_an_older_export_is_replaced(run: Any) -> None:
     old = run.config.run.dir / "export"
     (old / "adapter").mkdir(parents=True)

@@ -20,7 +20,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\x00", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_object_is_not_there(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     assert read_json(tmp_path / "a.json") is None

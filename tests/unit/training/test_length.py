@@ -97,6 +97,15 @@ def test_evaluations_on_the_way(train: dict[str, Any], every: str | None, steps:
     assert resolve(config, 18).eval.every_steps == steps
 
 
+def test_points_at_which_the_model_is_scored() -> None:
+    at = dataclasses.replace(config_of({"tokens": 200_000}, {}), eval=EvalConfig(at=("500 tokens", "50 %", "2 epochs")))
+    assert needs_epoch(at)
+    assert resolve(at, None).eval.at_steps == (1, 100)
+    assert resolve(at, 18).eval.at_steps == (1, 100, 4)
+    assert resolve(resolve(at, 18), 18).eval.at_steps == (1, 100, 4)
+    assert resolve(dataclasses.replace(at, eval=EvalConfig(at_steps=(3, 5))), 18).eval.at_steps == (3, 5)
+
+
 def test_what_needs_the_data_stays_without_them() -> None:
     by_epochs = config_of({"epochs": 2.0}, {"warmup": "10 %", "cooldown": "5000 tokens"})
     assert lengths(resolve(by_epochs, None)) == (1000, 0, 5)
@@ -222,6 +231,17 @@ class TestProblems:
         assert problems_of(recipe, "--train.tokens", "9", "--train.epochs", "1") == [
             "train.epochs = 1.0 (command line): says how long the run is, and so does tokens; set one of them"
         ]
+        epochs = ("--train.epochs", "1", "--train.steps", "5")
+        assert problems_of(recipe, *epochs) == [
+            "train.steps = 5 (command line): would be ignored: train.epochs is set; add --train.epochs none"
+        ]
+        text = recipe.read_text().replace("steps = 20", "steps = 20\ntokens = 9999")
+        (tmp_path / "tokens.toml").write_text(text)
+        assert problems_of(tmp_path / "tokens.toml", "--train.steps", "5") == [
+            "train.steps = 5 (command line): would be ignored: train.tokens is set; add --train.tokens none"
+        ]
+        assert problems_of(tmp_path / "tokens.toml", "--train.steps", "5", "--train.tokens", "none") == []
+        assert problems_of(tmp_path / "tokens.toml") == []
         assert problems_of(recipe, "--optim.warmup", "30 steps") == [
             'optim.warmup = "30 steps" (command line): and the cooldown are longer than the run: 30 + 0 > 20 steps'
         ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.permissions import locked
 from tests.unit.training.minimal import minimal_config, write_recipe
 from training.checkpoint.manifest import MANIFEST, open_checkpoint, seal
 from training.config import Config, TrainConfig, to_dict
@@ -45,7 +46,7 @@ def write_checkpoint(root: Path, step: int, config: Config, **values: Any) -> Pa
     content: dict[str, Any] = {
         "step": step, "progress": {"tokens_seen": 768 * step}, "world_size": 1, "optimizer_steps": {}, "parameters": {},
         "states": {}, "fingerprints": FOUND, "config": to_dict(config), "stream": {}, "files": [empty],
-        "written": next(NUMBER), **values,
+        "written": str(next(NUMBER)), **values,
     }  # fmt: skip
     (folder / MANIFEST).write_bytes(seal(content))
     return folder
@@ -692,3 +693,13 @@ class TestScores:
 def test_it_needs_no_torch() -> None:
     code = "import sys, training.origin; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=60)
+
+
+def test_a_folder_of_checkpoints_that_may_be_entered_but_not_listed(tmp_path: Path) -> None:
+    config = minimal_config(tmp_path)
+    older, newer = (write_checkpoint(tmp_path / "there" / "checkpoints", step, config) for step in (5, 10))
+    with locked(newer.parent):
+        newer.parent.chmod(0o111)
+        origin = find_origin(config, newer)
+    assert (origin.checkpoint, origin.older) == (newer, None)
+    assert find_origin(config, newer).older == older

@@ -20,6 +20,7 @@ from training.record.run_record import differences
 from training.schedule import lr_factor
 
 ROOT = Path(__file__).resolve().parents[3]
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.toml")) if "data" in tomllib.loads(path.read_text())]
 
 
 def only_problem(folder: Path, *overrides: str, more: str = "", text: str = RECIPE) -> str:
@@ -67,6 +68,13 @@ class TestTheFile:
         (problem,) = problems_of(path)
         assert problem.startswith(f"--recipe {path}: not valid TOML: ")
         assert "line 2" in problem
+
+    @pytest.mark.parametrize("value", ["[" * 5000, "2020-02-30", "9" * 5000])
+    def test_it_is_toml_that_python_gives_up_on(self, tmp_path: Path, value: str) -> None:
+        path = tmp_path / "r.toml"
+        path.write_text(f"[run]\nseed = {value}\n")
+        (problem,) = problems_of(path)
+        assert problem.startswith(f"--recipe {path}: not valid TOML: ")
 
 
 class TestUnknownSettings:
@@ -657,7 +665,8 @@ def strings(table: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("shipped", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
+# A sweep's file names a recipe and is none (tests/unit/launch/sweep).
+@pytest.mark.parametrize("shipped", RECIPES, ids=lambda path: path.name)
 @pytest.mark.parametrize("adapter", [None, "lora", "monteclora"])
 def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: Path, adapter: str | None
@@ -681,7 +690,8 @@ def test_a_shipped_recipe_has_no_problems_once_its_files_exist(
         elif name == "eval.data_dir":
             place.mkdir(parents=True, exist_ok=True)
     overrides = [] if adapter is None or "base" not in table.get("model", {}) else ["--adapter.kind", adapter]
-    for world_size in (1, 2):
+    rows = table["train"]
+    for world_size in (1, 2) if rows["global_batch_rows"] >= 2 * rows["micro_batch_rows"] else (1,):
         config: Config = load_config(copied, overrides, world_size=world_size)
         assert config.run.dir.is_relative_to(tmp_path)
 
@@ -745,3 +755,18 @@ def test_a_number_of_layers_is_written_as_one(tmp_path: Path, written: str, expe
         text = RECIPE.replace("[model]", f"[model]\nactivation_checkpointing = {written}", 1)
     found = load_config(write_recipe(tmp_path, text), needs_files=False)
     assert found.model.activation_checkpointing == expected
+
+
+@pytest.mark.parametrize("name", ["optim.lr", "train.steps"])
+def test_a_number_that_toml_does_not_have(tmp_path: Path, name: str) -> None:
+    problem = only_problem(tmp_path, f"--{name}=1{'0' * 400}") if name == "train.steps" else None
+    expected = "must be a number of 64 bits, as TOML has them"
+    assert problem is None or expected in problem
+    section, setting = name.split(".")
+    written = re.sub(rf"(?m)^{setting} = .*$", f"{setting} = 1{'0' * 400}", RECIPE)
+    assert f"[{section}]" in written
+    assert expected in only_problem(tmp_path, text=written)
+
+
+def test_a_table_on_the_command_line_that_python_gives_up_on(tmp_path: Path) -> None:
+    assert "must be a table such as" in only_problem(tmp_path, "--adapter.rank_pattern=" + "[" * 5000)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import threading
 import time
@@ -28,6 +29,10 @@ def in_training(run_dir: Path) -> StopRequest:
     stop = StopRequest(run_dir)
     stop.listen(lambda reason: None)
     stop.hold()
+    # The thread may be about to look once more.
+    for thread in threading.enumerate():
+        if thread.name == "stop requests":
+            thread.join()
     return stop
 
 
@@ -182,6 +187,55 @@ def test_only_who_watches_sees_the_file(tmp_path: Path) -> None:
     (tmp_path / "PREEMPT").touch()
     assert StopRequest(tmp_path).is_local()
     assert not StopRequest(tmp_path, watches_file=False).is_local()
+
+
+def test_a_file_from_before_the_first_start_asks_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "PREEMPT"
+    file.touch()
+    os.utime(file, (1_800_000_000, 1_800_000_000))
+    stop = StopRequest(tmp_path, heeds_earlier=False)
+    assert not stop.is_local()
+    assert file.exists(), "it may be meant for another start of this run, until that is known not to be there"
+    said = stop.remove_stale()
+    assert re.fullmatch(r"PREEMPT from 2027-01-1\S \S+, before this start: removed; touch it again to stop", said or "")
+    assert not file.exists()
+    assert not stop.is_local()
+    file.touch()
+    assert stop.remove_stale() is None
+    assert stop.is_local()
+
+
+def test_a_file_that_is_touched_again_asks(tmp_path: Path) -> None:
+    file = tmp_path / "PREEMPT"
+    file.touch()
+    os.utime(file, (1_800_000_000, 1_800_000_000))
+    stop = StopRequest(tmp_path, heeds_earlier=False)
+    file.touch()
+    assert stop.remove_stale() is None
+    assert file.exists()
+    assert stop.is_local()
+
+
+def test_a_file_from_before_a_restart_asks(tmp_path: Path) -> None:
+    (tmp_path / "PREEMPT").touch()
+    stop = StopRequest(tmp_path, heeds_earlier=True)
+    assert stop.remove_stale() is None
+    assert stop.is_local()
+
+
+def test_a_stale_file_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "PREEMPT").mkdir()
+    stop = StopRequest(tmp_path, heeds_earlier=False)
+    said = stop.remove_stale()
+    assert said is not None
+    assert said.endswith("before this start: ignored, it can't be removed (Is a directory); touch it to stop")
+    assert not stop.is_local()
+
+
+def test_without_a_file_there_is_nothing_to_say(tmp_path: Path) -> None:
+    assert StopRequest(tmp_path, heeds_earlier=False).remove_stale() is None
+    (tmp_path / "PREEMPT").touch()
+    assert StopRequest(tmp_path, heeds_earlier=False, watches_file=False).remove_stale() is None
 
 
 def test_the_time_is_up(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.demo import corpus as demo_corpus
-from data_pipeline.demo.corpus import DOMAINS, SPLITS, DemoCorpusError, build_demo_corpus
+from data_pipeline.demo.corpus import DOMAINS, PAIRS, SPLITS, DemoCorpusError, build_demo_corpus
+from data_pipeline.demo.pairs import Pair
 from data_pipeline.encoding.loading import load_tokenizer
 
 SMALL = {"vocab_size": 512, "max_files": 30}
@@ -22,11 +23,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def documents(corpus: Path, domain: str, part: str) -> dict[str, str]:
+def records(corpus: Path, domain: str, part: str) -> list[dict[str, str]]:
     lines = (corpus / domain / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    records = [json.loads(line) for line in lines]
-    assert len({record["id"] for record in records}) == len(records)
-    return {record["id"]: record["text"] for record in records}
+    found = [json.loads(line) for line in lines]
+    assert len({record["id"] for record in found}) == len(found)
+    return found
+
+
+def documents(corpus: Path, domain: str, part: str) -> dict[str, str]:
+    return {record["id"]: record["text"] for record in records(corpus, domain, part)}
+
+
+def pairs(corpus: Path, part: str) -> list[Pair]:
+    return [Pair(**record) for record in records(corpus, PAIRS, part)]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -38,7 +47,10 @@ def test_two_builds_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     first = content(corpus)
     assert first == content(tmp_path / "again")
     assert sorted(first) == sorted(
-        ["corpus.json", "tokenizer.model", *(f"{domain}/{part}.jsonl" for domain in DOMAINS for part in SPLITS)]
+        [
+            *("corpus.json", "tokenizer.model"),
+            *(f"{domain}/{part}.jsonl" for domain in (*DOMAINS, PAIRS) for part in SPLITS),
+        ]
     )
 
 
@@ -50,6 +62,33 @@ def test_the_same_files_are_held_out_in_both_domains(corpus: Path) -> None:
     assert not train & heldout
     assert parts["prose", "heldout"].keys() & parts["code", "heldout"].keys()
     assert any(name.startswith("topic:") for name in parts["prose", "train"])
+
+
+def test_pairs_come_from_the_files_of_their_part_and_each_text_once(corpus: Path) -> None:
+    sources = {part: {pair.id.split(":")[0] for pair in pairs(corpus, part)} for part in SPLITS}
+    assert all(sources.values())
+    others = {part: {name for domain in DOMAINS for name in documents(corpus, domain, part)} for part in SPLITS}
+    assert not sources["train"] & (sources["heldout"] | others["heldout"])
+    assert not sources["heldout"] & others["train"]
+    both = [*pairs(corpus, "train"), *pairs(corpus, "heldout")]
+    texts = [text for pair in both for text in (pair.prompt, pair.response)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_what_is_in_both_parts_stays_held_out_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = '"""Prose of a module. """\n' + "".join(f"value_{n} = compute({n})\n" for n in range(20))
+    function = 'def same(x):\n    """The same in all files, and long."""\n    return x + {}\n'
+    for number in range(30):
+        text = template.replace("Prose", "Prose " * 40).replace("value", f"value_{number}")
+        path = tmp_path / "lib" / f"file_{number}.py"
+        path.parent.mkdir(exist_ok=True)
+        # Equal prompts with different responses, and the other way round.
+        path.write_text(f"{text}\n{function.format(number)}\n{function.format(0).replace('same', f'name_{number}')}")
+    monkeypatch.setattr(demo_corpus, "_stdlib", lambda: tmp_path / "lib")
+    build_demo_corpus(tmp_path / "corpus", vocab_size=400)
+    assert len(documents(tmp_path / "corpus", "code", "train")) > 20
+    assert not pairs(tmp_path / "corpus", "train")
+    assert 1 <= len(pairs(tmp_path / "corpus", "heldout")) <= 2
 
 
 def test_code_is_python_without_comments_and_every_document_long_enough(corpus: Path) -> None:
@@ -76,12 +115,17 @@ def test_tokenizer_gives_every_document_back(corpus: Path) -> None:
 
 def test_description_counts_what_is_there(corpus: Path) -> None:
     description = json.loads((corpus / "corpus.json").read_text())
-    assert description["schema"] == 1
+    assert description["schema"] == 3
     assert description["settings"]["max_files"] == 30
     tokenizer = load_tokenizer(corpus)
-    for domain in DOMAINS:
+    assert description["domains"].keys() == {*DOMAINS, PAIRS}
+    for domain in description["domains"]:
         for part in SPLITS:
-            texts = documents(corpus, domain, part).values()
+            texts = (
+                [pair.prompt + pair.response for pair in pairs(corpus, part)]
+                if domain == PAIRS
+                else list(documents(corpus, domain, part).values())
+            )
             counts = description["domains"][domain][part]
             assert counts["documents"] == len(texts)
             assert counts["bytes"] == sum(len(text.encode()) for text in texts)
@@ -119,6 +163,10 @@ def test_built_again_only_when_something_differs(corpus: Path) -> None:
     assert second != first
     build_demo_corpus(corpus, **SMALL, force=True)
     assert stamp() != second
+    description = json.loads((corpus / "corpus.json").read_text())
+    whole = description["domains"].pop("code")
+    (corpus / "corpus.json").write_text(json.dumps(description))
+    assert build_demo_corpus(corpus, **SMALL)["domains"]["code"] == whole
     assert [path.name for path in corpus.parent.iterdir()] == ["corpus"]
 
 
@@ -141,6 +189,13 @@ def test_bad_settings_and_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(DemoCorpusError, match="exists and is no demo corpus"):
         build_demo_corpus(tmp_path, force=True)
     assert (tmp_path / "precious").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "[]", "{"])
+def test_a_damaged_description_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.json").write_text(text)
+    with pytest.raises(DemoCorpusError, match="exists and is no demo corpus"):
+        build_demo_corpus(tmp_path)
 
 
 def library(root: Path) -> Path:

@@ -268,3 +268,22 @@ def test_a_token_that_only_the_files_beside_the_model_know(tokenizer_path: Path,
     encoder = encoder_of(tmp_path)
     with pytest.raises(ChatTemplateError, match=r"writes <\|im_start\|>, a token that was added .* the tokenizer.json"):
         encoder.encode({"messages": CHAT})
+
+
+@pytest.mark.parametrize("found", [["default"], [{"name": ["default"]}], [{"name": "default"}], 3])
+def test_named_templates_that_are_none(json_folder: Path, tmp_path: Path, found: object) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((json_folder / "tokenizer.json").read_bytes())
+    write_config(folder, found)
+    with pytest.raises(ChatTemplateError, match="there is no chat template beside the tokenizer"):
+        encoder_of(folder)
+
+
+def test_tools_that_are_nested_too_deep(json_folder: Path) -> None:
+    assert "has tools that are no valid JSON" in refusal(encoder_of(json_folder), CHAT, tools="[" * 100_000)
+
+
+@pytest.mark.parametrize("role", [["human"], {}, 3, None])
+def test_a_role_of_sharegpt_that_is_no_text(json_folder: Path, role: object) -> None:
+    assert 'has a message without "role"' in refusal(encoder_of(json_folder), [{"from": role, "value": "x"}])

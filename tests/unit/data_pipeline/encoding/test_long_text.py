@@ -14,6 +14,7 @@ from data_pipeline.encoding import sentencepiece_tokenizer
 from data_pipeline.encoding.long_text import Cutter
 from data_pipeline.encoding.sentencepiece_model import Piece, PieceKind, SentencePieceModel, parse_model
 from data_pipeline.encoding.sentencepiece_tokenizer import SentencePieceTokenizer
+from data_pipeline.encoding.tokenizer import TokenizerError
 from data_pipeline.stream.token_stream import TokenStream
 from tests.unit.data_pipeline.encoding.test_tokenizer import LLAMA
 
@@ -182,3 +183,22 @@ def test_a_model_that_changes_its_text_has_no_places(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(trained(tmp_path))
     with pytest.raises(TokenizerError, match=r"tokenizer.model changes the text it encodes, .* tokenizer.json"):
         tokenizer.encode_marked("the  quick ﬁx")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x08\x01", "a field holds a number instead of text"), (b"\x0a", "a field is cut off"), (b"\xff" * 30, "more than 64 bits"),
+        (b"\x0a\x05\x15\x00\x00", "a field is cut off"), (b"\x0a\x03\x0a\x01\xff", "can't decode byte"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_damaged(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_model(content)
+
+
+def test_damage_that_the_library_passes_over_is_told(tmp_path: Path) -> None:
+    tokenizer = SentencePieceTokenizer(trained(tmp_path))
+    tokenizer.file.write_bytes(b"\x08\x01")
+    with pytest.raises(TokenizerError, match=r"is damaged \(a field holds a number instead of text\); copy it again"):
+        tokenizer.encode_marked("some text")

@@ -182,7 +182,8 @@ def test_tokens_that_only_the_files_beside_a_model_know(tokenizer_path: Path, tm
     (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
     assert load_tokenizer(tmp_path).unknown_names == ()
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 999, "</s>": 2}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"998": {"content": "<y>"}}}))
+    added = {"998": {"content": "<y>"}, "997": {"content": 3}, "996": {}, "995": "<z>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     assert load_tokenizer(tmp_path).unknown_names == ("<y>", "<x>")
 
 

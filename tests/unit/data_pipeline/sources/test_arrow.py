@@ -143,3 +143,11 @@ def test_what_is_no_arrow_file_is_told() -> None:
         list(arrow.scan(io.BytesIO(batches), "a.arrow"))
     with pytest.raises(DataError, match=r"is damaged in its schema"):
         arrow.reader(lambda: data[:16], "a.arrow", None)(0, b"")
+
+
+def test_a_name_of_a_column_that_is_no_unicode_is_told() -> None:
+    data = written(TABLE).replace(b"text\0", b"\xf2ext\0")
+    with pytest.raises(
+        DataError, match=r"a.arrow is damaged in its schema \('utf-8' codec can't decode .*fetch it again"
+    ):
+        read(data)

@@ -51,11 +51,25 @@ def test_a_saved_dataset_with_splits(tmp_path: Path) -> None:
         hub.arrow_files(SourceConfig(dataset=str(tmp_path / "saved"), split="val"), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("state", ["", "[]", "{}", '{"_data_files": [{}]}'])
+NAMES = ["../good.arrow", "/good.arrow", "a/../../good.arrow", "..", "", "a\0b", "\ud800", 3]
+STATES = ["", "[]", "{}", '{"_data_files": [{}]}', "[" * 100_000, '{"_data_files": [3]}', "9" * 5000]
+
+
+@pytest.mark.parametrize("state", [*STATES, *(json.dumps({"_data_files": [{"filename": name}]}) for name in NAMES)])
 def test_a_damaged_saved_dataset_is_told(state: str, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(state)
     with pytest.raises(DataError, match=r"is not as save_to_disk writes it .*; save it again"):
         hub.arrow_files(SourceConfig(dataset=str(tmp_path)), None)
+
+
+@pytest.mark.parametrize("split", ["../other", "..", "a\0b", "\ud800"])
+def test_a_split_is_in_the_folder_of_its_dataset(split: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "saved", tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        (folder / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+    with pytest.raises(DataError, match=r"is not as save_to_disk writes it .*; save it again"):
+        hub.arrow_files(SourceConfig(dataset=str(tmp_path / "saved"), split=split), None)
 
 
 def json_folder(folder: Path, found: list[str]) -> Path:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.sources import local_files
+from data_pipeline.sources.errors import DataError
 from data_pipeline.sources.local_files import LocalFiles
+from data_pipeline.sources.shard_file import ShardFile
 
 
 def num_open() -> int:
@@ -55,3 +57,9 @@ def test_data_files_and_stat(tmp_path: Path) -> None:
     assert files.data_files(str(tmp_path / "c.md")) == [str(tmp_path / "c.md")]
     os.utime(tmp_path / "b.jsonl", ns=(0, 5))
     assert files.stat(str(tmp_path / "b.jsonl")) == (2, "5")
+
+
+def test_nobody_waits_for_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.arrow")
+    with pytest.raises(DataError, match=r"a\.arrow cannot be read: it is a FIFO, which would be waited for"):
+        ShardFile(str(tmp_path / "a.arrow"), "arrow", LocalFiles()).stat()

@@ -15,6 +15,7 @@ import pytest
 
 from data_pipeline.sources import mds
 from data_pipeline.sources.errors import DataError
+from data_pipeline.sources.extents import CHUNK
 from data_pipeline.sources.formats import MustBeRewritten
 from data_pipeline.sources.local_files import LocalFiles
 
@@ -127,6 +128,17 @@ def test_a_damaged_head_is_told(data: bytes) -> None:
         list(mds.scan(io.BytesIO(data), "a.mds"))
 
 
+def test_a_damaged_number_of_samples_claims_no_memory() -> None:
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            assert size <= CHUNK
+            return super().read(size)
+
+    with pytest.raises(DataError, match=r"the table of its 4294967295 samples is not whole"):
+        list(mds.scan(File(b"\xff" * 100), "a.mds"))
+
+
 def test_a_shard_of_another_length_than_its_table_says_is_told() -> None:
     data = shard(TEXT, [[b"one"], [b"two"]])
     for wrong in (data[:-1], data + b"\0"):
@@ -171,6 +183,27 @@ def test_the_index_names_the_shards_in_order(tmp_path: Path) -> None:
     for location in (tmp_path / "data", f"{tmp_path}/data/", index):
         found = mds.shard_locations(str(location), [index], "train", LocalFiles())
         assert found == [f"{tmp_path}/data/b.mds", f"{tmp_path}/data/a.mds.zstd"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../other/a.mds", "/etc/a.mds", "a\0.mds"])
+def test_a_name_that_leads_out_of_the_folder_is_told(name: str, tmp_path: Path) -> None:
+    index = write_index(tmp_path / "data", [described(name)])
+    with pytest.raises(
+        DataError, match=r"index.json is no index of MDS shards .*is no name of a file beside it.*again"
+    ):
+        mds.shard_locations(str(tmp_path / "data"), [index], "train", LocalFiles())
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "data", [described("a\ud800.mds")])
+    with pytest.raises(DataError, match=r"index.json is no index of MDS shards .*surrogates not allowed.*again"):
+        mds.shard_locations(str(tmp_path / "data"), [index], "train", LocalFiles())
+
+
+def test_formats_of_several_kinds_are_told(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "data", [described("a", format=1.5), described("b", format="csv")])
+    with pytest.raises(DataError, match=r"names shards of \[\('csv', 2\), \(1.5, 2\)\]; only mds of version 2"):
+        mds.shard_locations(str(tmp_path / "data"), [index], "train", LocalFiles())
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -240,3 +273,12 @@ def test_what_the_package_writes_is_read(compression: str | None, tmp_path: Path
     for record in found:
         record.pop("image")
     assert found == [{key: value for key, value in record.items() if key != "image"} for record in records]
+
+
+def test_an_index_and_a_head_that_are_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"index.json is no index of MDS shards"):
+        mds.shard_locations(str(tmp_path), [str(tmp_path / "index.json")], "train", LocalFiles())
+    deep = b"[" * 100_000
+    with pytest.raises(DataError, match=r"a.mds is damaged at its head"):
+        list(mds.scan(io.BytesIO(struct.pack("<2I", 0, 8 + len(deep)) + deep), "a.mds"))

@@ -126,3 +126,21 @@ def test_extents_ascend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_extent", lambda metadata, number: Extent(10 - number, 20 - number, 3))
     with pytest.raises(MustBeRewritten):
         list(parquet.scan(io.BytesIO(data), ""))
+
+
+def test_damaged_metadata_are_an_error_and_no_end_of_the_process() -> None:
+    data = written(RECORDS, row_group_size=10)
+    start = len(data) - len(parquet.head(io.BytesIO(data), "a.parquet"))
+    problems = set()
+    for place in range(start, len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (7 if place % 2 else 3)
+        try:
+            list(parquet.scan(io.BytesIO(damaged), "a.parquet"))
+        except DataError as error:
+            problems.add(str(error))
+        except MustBeRewritten:
+            pass
+    assert any("is damaged in its metadata, column 0 of row group 0" in problem for problem in problems)
+    assert any("its metadata ('utf-8' codec can't decode" in problem for problem in problems)
+    assert all(problem.startswith("a.parquet ") for problem in problems)

@@ -125,6 +125,14 @@ def packed(data: bytes) -> str:
         {"lowest": ["x", 0, 0]},
         {"lanes": [[0, 2], [0, 1]]},
         {"lanes": 3},
+        {"lanes": [[0, 10**12]], "bits": [0, 0, 0], "counters": packed(b"")},
+        {"lanes": [[0, 10**30]], "bits": [0, 0, 0], "counters": packed(b"")},
+        {"counters": packed(bytes(10**7))},
+        {"lowest": [10**30, 0, 0]},
+        {"lowest": [-(10**6), 0, 0]},
+        {"lowest": [2**63 - 1, 0, 0]},
+        {"bits": [float("inf"), 0, 0]},
+        {"fingerprint": "x"},
     ],
 )
 def test_damaged_states(changes: dict[str, Any]) -> None:
@@ -157,3 +165,11 @@ def test_states_of_another_version() -> None:
         lanes_of(a_state({0: (1, 2, 3)}, schema=1))
     with pytest.raises(StreamStateError, match="schema None"):
         merge_states([{}])
+
+
+@pytest.mark.parametrize("part", ["fingerprint", "columns"])
+def test_a_state_without_a_part_is_damaged(part: str) -> None:
+    state = a_state({0: (1, 2, 3)})
+    del state[part]
+    with pytest.raises(StreamStateError, match="is damaged"):
+        merge_states([state])

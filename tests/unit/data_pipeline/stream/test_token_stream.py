@@ -23,6 +23,7 @@ from data_pipeline.sources.errors import DataError
 from data_pipeline.sources.shard import Shard
 from data_pipeline.sources.source import Source
 from data_pipeline.stream.opening import open_data
+from data_pipeline.stream.state import lanes_of, state_of
 from data_pipeline.stream.token_stream import PADDING, Row, StreamStateError, TokenStream, merge_states
 
 Write = Callable[[Path, Sequence[str]], Path]
@@ -534,6 +535,42 @@ def test_incomplete_and_overlapping_states(config: DataConfig) -> None:
     unknown = merge_states([first, second]) | {"lanes": [[0, 7], [8, 9]]}
     with pytest.raises(StreamStateError, match="has the lane 8, and there are only 8; it is damaged"):
         stream_of(config, range(4)).load_state_dict(unknown)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("current", 9, "there is no source 9"), ("place.0", 10**6, "place 1000000 of a permutation"),
+        ("blocks.0", 0, "documents are taken of no block"),
+    ],
+)  # fmt: skip
+def test_counters_of_no_lane(config: DataConfig, column: str, value: int, reason: str) -> None:
+    stream = stream_of(config)
+    list(islice(stream, 5 * NUM_LANES))
+    state = stream.state_dict()
+    lanes = {lane: list(counters) for lane, counters in lanes_of(state).items()}
+    lanes[3][state["columns"].index(column)] = value
+    lanes[3][state["columns"].index("place.0")] += 1
+    damaged = state_of(state["fingerprint"], state["columns"], lanes, state["anchor"])
+    with pytest.raises(
+        StreamStateError, match=rf"is damaged \(lane 3: .*{reason}.*\); resume from an earlier checkpoint"
+    ):
+        stream_of(config).load_state_dict(damaged)
+
+
+def test_an_offset_beyond_the_document(config: DataConfig) -> None:
+    stream = stream_of(config)
+    list(islice(stream, 5 * NUM_LANES))
+    state = stream.state_dict()
+    lanes = {lane: list(counters) for lane, counters in lanes_of(state).items()}
+    lane = next(lane for lane, counters in lanes.items() if counters[state["columns"].index("offset")])
+    lanes[lane][state["columns"].index("offset")] = 10**6
+    again = stream_of(config)
+    again.load_state_dict(state_of(state["fingerprint"], state["columns"], lanes, state["anchor"]))
+    with pytest.raises(
+        StreamStateError, match=r"a lane is at token 1000000 of a document of \d+ tokens\); resume from an"
+    ):
+        list(islice(again, 5 * NUM_LANES))
 
 
 @pytest.mark.parametrize("lanes", [range(0), range(4, 9), range(-1, 2), range(0, 4, 2)])

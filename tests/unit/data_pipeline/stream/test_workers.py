@@ -276,7 +276,7 @@ class TestFailures:
     def test_signals_that_stop_a_run_leave_its_workers_alone(self, config: DataConfig) -> None:
         with plain(config) as expected, ahead(config, rows_ahead=2) as stream:
             for pid in iter(stream).worker_pids:
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                     os.kill(pid, number)
             assert values(take(stream, 40)) == values(take(expected, 40))
 

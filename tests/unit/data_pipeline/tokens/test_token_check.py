@@ -75,3 +75,18 @@ def test_folders(tmp_path: Path) -> None:
     assert token_folders(local, None)[0] == tmp_path / ".index" / "tokens"
     assert token_folders(local, tmp_path / "cache")[0] == tmp_path / "cache" / "tokens"
     assert token_folders(SourceConfig(dataset="a/b"), tmp_path / "cache") == [tmp_path / "cache" / "tokens"]
+
+
+def test_a_description_that_is_nested_too_deep(path: Path) -> None:
+    path.with_suffix(".json").write_text("[" * 100_000)
+    (damage,) = found(path)
+    assert "has no description that can be read beside it" in damage
+    assert token_files(path.parent.parent, ["a"]) == []
+
+
+def test_tokens_that_are_a_link_to_nowhere_are_damaged(path: Path) -> None:
+    for target in (path.with_name("nothing"), path):
+        path.unlink()
+        path.symlink_to(target)
+        (damage,) = damaged_tokens(token_files(path.parents[1]), lambda done, total: None)
+        assert damage == f"{path} is not as it was written; the next run makes it again"

@@ -170,3 +170,20 @@ def test_a_file_that_goes_away_or_changes_while_open(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DamagedTokensError, match="cannot be read: No such file"):
         file.example(0, LocalFiles())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"entries_start": 10**400}, {"entries_start": float("inf")}, {"documents": float("inf")}, {"dtype": "nonsense"}],
+)
+def test_a_description_that_makes_no_sense(
+    tmp_path: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.tokens"
+    write(path, [example([1, 2, 3], [True] * 3)])
+    description = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(description | changes))
+    assert open_token_file(path, MADE_FROM) is None
+    assert "cannot be used and are made again" in caplog.text
+    path.with_suffix(".json").write_text("[" * 100_000)
+    assert open_token_file(path, MADE_FROM) is None

@@ -220,3 +220,23 @@ def test_results_scored_in_different_ways_are_refused() -> None:
     with pytest.raises(EvalError, match="scored in different ways"):
         changes(choice([1, 0]), a)
     assert changes(a, harness([1, 0], lm_eval="0.5")).protocol == "version 1.0, metric acc, filter none"
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ("text", "no scores by id"), (["text"], "no scores by id"), ([{"nll": 1.0, "bytes": 3}], "no scores by id"), ({"a": 1}, "no scores by id"),
+        ([{"id": "d0", "nll": 10**400, "bytes": 3}], "no finite score"), ([{"id": "d0", "nll": math.inf, "bytes": 3}], "no finite score"), ([{"id": "d0", "nll": 1e30, "bytes": 3}], "no finite score"),
+        ([{"id": "d0", "nll": math.nan, "bytes": 3}], "no finite score"), ([{"id": "d0", "nll": 1.0, "bytes": "x"}], "no finite score"),
+    ],
+)  # fmt: skip
+def test_examples_that_no_evaluation_writes(examples: Any, message: str) -> None:
+    good = bits([1.0], [3])
+    for before, after in ((good, good | {"examples": examples}), (good | {"examples": examples}, good)):
+        with pytest.raises(EvalError, match=message):
+            learned(before, after)
+
+
+def test_a_protocol_that_is_none() -> None:
+    good = bits([1.0], [3])
+    assert learned(good | {"harness": 3}, good).value == 0

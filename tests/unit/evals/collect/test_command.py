@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -128,3 +129,37 @@ def test_a_read_only_root(study: Path) -> None:
             run_collect([study], Console())
     finally:
         study.chmod(0o755)
+
+
+def test_what_cannot_be_read_is_not_called_unwritable(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Denied", "run.json")
+
+    monkeypatch.setattr(command, "collect", collect)
+    with pytest.raises(PermissionError):
+        run_collect([study], Console(), out=tmp_path / "out")
+
+
+def test_watching_goes_on_after_a_look_that_storage_refused(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    looks, real = iter((None, PermissionError(13, "Denied", "run.json"), KeyboardInterrupt())), command.collect
+
+    def collect(*arguments: Any, **named: Any) -> dict[str, Any]:
+        if (error := next(looks)) is not None:
+            raise error
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(command, "collect", collect)
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
+    console = Console(width=120)
+    with console.capture() as capture, pytest.raises(KeyboardInterrupt):
+        run_collect([study], console, out=tmp_path / "out", watch=5)
+    assert "Denied: 'run.json'" in capture.get()
+
+
+@pytest.mark.parametrize("name", ["cache.jsonl", "table.csv"])
+def test_a_file_that_cannot_be_written_is_named(name: str, study: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(EvalError, match=rf"{name}.*: cannot be written .*; give a folder of your own with --out"):
+        run_collect([study], Console(), out=tmp_path / "out")

@@ -135,3 +135,25 @@ def test_points_over_other_tasks_have_fronts_of_their_own() -> None:
     runs = [run("a", (0.1, 0.05), (0.2, 0.1)), run("b", (0.9, 0.0))]
     runs[1]["points"][0]["over"] = {"learned": ["code"], "forgotten": ["prose@50"]}
     assert pareto(runs) == [("a", 100), ("a", 200)]
+
+
+def test_runs_that_differ_in_another_axis_of_their_sweep_are_no_seeds_of_one_setting() -> None:
+    def cell(decay: float) -> dict[str, Any]:
+        return {"sweep": "s", "name": "c", "values": {"optim.weight_decay": decay, "optim.lr": 1e-4, "run.seed": 1}}
+
+    runs = [
+        run("a", (1.0, 0.0), cell=cell(0.0)),
+        run("b", (3.0, 0.0), cell=cell(0.1)),
+        run("c", (5.0, 0.0), cell=cell(0.1), seed=2),
+    ]
+    learned = by_metric(runs)["learned"]
+    assert (learned["settings"]["n"], learned["settings"]["worst"], learned["settings"]["best"]) == (2, 1.0, 4.0)
+    assert learned["seed_deviation"] == pytest.approx(2**0.5)
+
+
+def test_runs_from_scratch_have_a_named_base() -> None:
+    bases = {
+        entry["base"]
+        for entry in spreads([run("a", (1.0, 0.0), is_from_scratch=True, base=None, base_fingerprint=None)])
+    }
+    assert bases == {"random weights"}

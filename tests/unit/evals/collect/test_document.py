@@ -242,6 +242,18 @@ def test_a_model_of_nans_has_diverged_though_its_loss_was_a_number(tmp_path: Pat
     assert all(run["id"] not in entry["runs"] for entry in document["spreads"])
 
 
+@pytest.mark.parametrize("error", ["NonFiniteGradients", "LossSpikes"])
+def test_a_run_that_gave_up_over_its_numbers_has_diverged_though_its_last_loss_is_one(
+    tmp_path: Path, error: str
+) -> None:
+    path, other = make_runs(tmp_path, 2, examples=20, points=3)
+    for folder, why in ((path, f"{error}: 3 steps in a row"), (other, "OSError: no space left")):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"status": "failed", "error": why}))
+    runs = by_id(collect([tmp_path]))
+    assert [runs["/".join(folder.parts[-2:])]["is_diverged"] for folder in (path, other)] == [True, False]
+
+
 def test_a_run_without_any_effect_is_listed_and_noted(tmp_path: Path) -> None:
     path, *_ = make_runs(tmp_path, 11, examples=20, points=3)
 
@@ -279,3 +291,18 @@ def test_the_study_says_how_much_less_settings_matter(study40: tuple[list[Path],
     assert ("LoRA", "MonteCLoRA", 64, "learned") in names
     assert ("full finetuning", "LoRA", 16, "forgotten") in names
     assert all(entry["range"]["relative_low"] <= entry["range"]["relative_high"] for entry in found)
+
+
+def test_names_and_texts_that_are_no_unicode(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"run\xff")
+    (run / "evals").mkdir(parents=True)
+    (run / "run.json").write_text(
+        json.dumps({"schema": 1, "status": "failed", "config": {}, "error": os.fsdecode(b"no \xff")})
+    )
+    (run / "evals" / "0.json").write_text("{")
+    document = collect([tmp_path], processes=1)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    assert text.encode().decode() == text
+    assert [entry["id"] for entry in document["runs"]] == ["run\ufffd"]
+    assert "failed: no \ufffd" in document["runs"][0]["notes"]
+    assert document["skipped"][0]["path"].endswith("run\ufffd/evals/0.json")

@@ -224,3 +224,21 @@ def test_dark_print_and_phone(clean: Browser, study: tuple[Path, dict[str, Any]]
     assert clean.run("document.getElementById('filter-panel').open") is False
     assert inked(clean, "pareto") > 1000
     clean.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_sweep_with_a_cell_that_has_not_begun(clean: Browser, tmp_path: Path) -> None:
+    document = make_document(12)
+    for run in document["runs"]:
+        run["cell"] = {"sweep": "rank-study", "name": run["id"], "values": {"method": "x", "optim.warmup": "5 %"}}
+    begun = document["runs"][1]
+    document["runs"][0] |= {"adapter": None, "points": [], "loss": [], "final": None, "rank_change": None, "step": None,
+                            "steps": None, "tokens_seen": None, "status": "not started", "method": begun["method"]}  # fmt: skip
+    document["sweeps"] = [
+        {"name": "rank-study", "folder": "", "axes": [], "runs": [run["id"] for run in document["runs"]]}
+    ]
+    (tmp_path / "index.html").write_text(render(document), encoding="utf-8")
+    clean.open(tmp_path / "index.html")
+    assert "rank-study: 12 cells: 10 done, 1 not started, 1 running" in text(clean, "#sweeps summary")
+    assert "not started" in text(clean, "#table")
+    assert "optim.warmup" in text(clean, "#table thead")
+    assert inked(clean, "pareto") > 0

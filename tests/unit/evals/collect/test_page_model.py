@@ -249,3 +249,47 @@ def test_parts_of_a_suite_and_the_whole_are_means_of_their_own(document: dict[st
     body = "return axesOf([{ points: [given] }]).y.filter(({ key }) => key.startsWith('suite')).map(({ key, read }) => [key, read(given).value])"
     found = javascript(body, {"tasks": tasks})
     assert sorted(found) == [["suite/maths", pytest.approx(0.3)], ["suite/maths@5", pytest.approx(0.7)]]
+
+
+def test_cells_of_sweeps(document: dict[str, Any]) -> None:
+    runs = json.loads(json.dumps(document["runs"][:3]))
+    values = {"method": "lora", "optim.lr": 1e-4, "optim.warmup": "5 %", "adapter.targets": ["q_proj"]}
+    for run, method in zip(runs, ("lora", "lora", "full"), strict=True):
+        run |= {"method": method, "cell": {"sweep": "rank-study", "name": "c", "values": values}}
+    # The first cell has not begun, and does not say which adapter it will have.
+    runs[0] |= {"adapter": None, "points": [], "final": None, "status": "not started", "step": None, "steps": None}
+    runs[1] |= {"adapter": "lora"}
+    runs[2] |= {"adapter": "none", "cell": None}
+    found = javascript(
+        """const runs = prepare(given); const columns = columnsOf(runs);
+        return {methods: methodsOf(runs), sweeps: runs.map((run) => run.values.sweep[0]), describe: describe(runs[1]),
+          found: matching(runs, {}, "rank-study warmup").length,
+          cells: columns.filter(({key}) => key.startsWith("cell/")).map(({key, show, value}) => [key, show(runs[1]), value(runs[2])]),
+          sorted: sortRuns(runs, columns.find(({key}) => key === "cell/adapter.targets"), false).length}""",
+        runs,
+    )
+    assert [(method["name"], method["color"]) for method in found["methods"]] == [
+        ("full", "--none"),
+        ("lora", "--lora"),
+    ]
+    assert found["sweeps"] == ["rank-study", "rank-study", fmt.UNKNOWN]
+    assert found["found"] == 2
+    assert found["describe"].endswith("optim.warmup 5 %, adapter.targets q_proj")
+    assert found["cells"] == [["cell/optim.warmup", "5 %", None], ["cell/adapter.targets", '["q_proj"]', None]]
+    assert found["sorted"] == 3
+
+
+def test_the_base_of_a_study_does_not_take_the_colour_of_full_finetuning(document: dict[str, Any]) -> None:
+    runs = json.loads(json.dumps(document["runs"][:2]))
+    runs[0] |= {"method": "scratch", "adapter": "none", "is_from_scratch": True}
+    runs[1] |= {"method": "full finetuning", "adapter": "none", "is_from_scratch": False}
+    found = javascript("return methodsOf(given).map(({name, color}) => [name, color])", runs)
+    assert found == [["full finetuning", "--none"], ["scratch", "--other-0"]]
+
+
+def test_runs_from_scratch_have_a_named_base(document: dict[str, Any]) -> None:
+    runs = json.loads(json.dumps(document["runs"][:2]))
+    runs[0] |= {"is_from_scratch": True, "base": None, "base_fingerprint": None}
+    found = javascript("const runs = prepare(given); return [runs.map((r) => r.values.base[0]), basesIn(runs)]", runs)
+    assert found[0] == ["random weights", "models/Llama-2-7b-hf"]
+    assert found[1].startswith("Bases, 1: random weights (random weights")

@@ -121,7 +121,7 @@ def test_diverged_scores_are_null_and_noted() -> None:
 
 def test_examples_of_another_kind_are_noted() -> None:
     found = summarize(evaluation(t=entry([1], examples=[{"name": "x", "correct": 1}])), evaluation(t=entry([1])))
-    assert found["notes"] == ["task 't': its examples are of another kind (KeyError: 'id')"]
+    assert found["notes"] == ["task 't': the result's examples are no scores by id; delete its file and evaluate again"]
 
 
 def test_files_of_a_step_merge_and_broken_ones_are_named(tmp_path: Path) -> None:

@@ -90,3 +90,32 @@ def test_values_of_wrong_types_are_unknown(tmp_path: Path) -> None:
     text = json.dumps(RECORD | {"step": "5", "started": 3, "parameters": [1]}).replace("0.0001", "NaN")
     found = read(tmp_path, text)
     assert [found[key] for key in ("step", "started_at", "trainable_parameters", "lr")] == [None] * 4
+
+
+NOT_STARTED = {"schema": 1, "status": "not started"}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (RECORD | {"status": "failed", "error": "rank 1:\n  boom"}, "rank 1: boom"),
+        (RECORD | {"status": "failed", "error": "x" * 900}, "x" * 400),
+        (RECORD | {"status": "failed", "error": 3}, None),
+        (RECORD | {"status": "preempted", "stopped_by": "wall time"}, "stopped by wall time"),
+        (RECORD | {"status": "preempted"}, None),
+        (RECORD | {"error": "of an earlier start"}, None),
+        (NOT_STARTED | {"job": {"job": "12_3", "event": "ended", "message": "preflight failed"}}, "job 12_3: preflight failed"),
+        (NOT_STARTED | {"job": {"job": "12_3", "event": "submitted", "message": "4 nodes"}}, None),
+        (NOT_STARTED | {"job": ["ended"]}, None),
+        (RECORD | {"status": "running", "job": {"job": "7", "event": "ended", "message": "failed: code 137"}}, "job 7: failed: code 137"),
+    ],
+)  # fmt: skip
+def test_why_it_is_not_done(tmp_path: Path, content: dict[str, Any], why: str | None) -> None:
+    assert read(tmp_path, content)["why"] == why
+
+
+def test_a_run_that_has_not_started_is_of_no_method_yet(tmp_path: Path) -> None:
+    found = read(tmp_path, NOT_STARTED)
+    assert (found["method"], found["is_from_scratch"], found["status"], found["problem"]) == ("unknown", False, "not started", None)  # fmt: skip
+    scratch = read(tmp_path, RECORD | {"config": {"model": {"base": None}, "adapter": {"kind": "none"}}})
+    assert (scratch["method"], scratch["is_from_scratch"]) == ("from scratch", True)

@@ -19,7 +19,7 @@ from evals.collect.walk import walk
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read from now on."""
     names: list[str] = []
-    for name in ("read_record", "read_curve", "_read_rank"):
+    for name in ("read_record", "read_curve", "read_rank"):
         real = getattr(summaries, name)
         monkeypatch.setattr(summaries, name, lambda path, real=real: (names.append(path.name), real(path))[1])
     real_evaluation = summaries.read_evaluation
@@ -36,7 +36,7 @@ def test_only_what_changed_is_read_again(tmp_path: Path, make_run: Callable[...,
     one, _ = make_run(tmp_path, "a"), make_run(tmp_path, "b")
     (one / "weights").mkdir()
     (one / "weights" / "rank-100.json").write_text('{"modules": [], "layers": [], "rank": []}')
-    runs, _ = walk([tmp_path])
+    runs, *_ = walk([tmp_path])
     first = read_items(runs, {})
     assert sorted(opened) == sorted(["run.json", "metrics.jsonl", "0.json", "100.json"] * 2 + ["rank-100.json"])
     known = to_keep(runs, first)
@@ -51,7 +51,7 @@ def test_only_what_changed_is_read_again(tmp_path: Path, make_run: Callable[...,
         opened.clear()
         if change is not None:
             change.write_bytes(change.read_bytes() + b"\n")
-        runs, _ = walk([tmp_path])
+        runs, *_ = walk([tmp_path])
         again = read_items(runs, known)
         assert opened == expected
         assert again == first
@@ -62,7 +62,7 @@ def test_another_file_of_a_step_changes_that_step(
     tmp_path: Path, make_run: Callable[..., Path], opened: list[str]
 ) -> None:
     path = make_run(tmp_path, "a")
-    runs, _ = walk([tmp_path])
+    runs, *_ = walk([tmp_path])
     known = to_keep(runs, read_items(runs, {}))
     task = {"kind": "harness", "metric": "accuracy", "domain": "old", "score": 0.5, "n": 1}
     (path / "evals" / "100.extra.json").write_text(json.dumps({"schema": 1, "tasks": {"extra": task}}))
@@ -74,13 +74,13 @@ def test_another_file_of_a_step_changes_that_step(
 
 def test_several_processes_read_the_same(tmp_path: Path) -> None:
     make_runs(tmp_path, 26, examples=10, points=3)
-    runs, _ = walk([tmp_path])
+    runs, *_ = walk([tmp_path])
     assert read_items(runs, {}, processes=2) == read_items(runs, {}, processes=1)
 
 
 def test_a_file_out_of_reach_is_read_again_the_next_time(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     path = make_run(tmp_path, "a")
-    runs, _ = walk([tmp_path])
+    runs, *_ = walk([tmp_path])
     (path / "metrics.jsonl").unlink()
     (path / "evals" / "100.json").unlink()
     items = read_items(runs, {})

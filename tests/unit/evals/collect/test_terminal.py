@@ -98,7 +98,6 @@ def test_what_stages_kept() -> None:
     broken = {"runs": ["a", "d"], "problem": "no stages", "tasks": []}
     assert stage_lines([chain, empty, broken]) == [
         "stages: a -> b: retention code 60 %, qa 62 %",
-        "stages: a -> c: nothing to retain was scored",
         "stages: a -> d: no stages",
     ]
     assert stage_lines([chain] * (MOST_CHAINS + 1)) == ["6 chains of stages: see the stages in collected.json"]

@@ -10,6 +10,7 @@ import pytest
 from evals.collect import walk as walking
 from evals.collect.walk import walk
 from evals.errors import EvalError
+from tests.permissions import locked
 
 
 def run_at(path: Path, *evals: str) -> Path:
@@ -70,7 +71,7 @@ def test_links_are_not_followed_and_those_that_lead_elsewhere_are_reported(tmp_p
     (root / "loop").symlink_to(root)
     (root / "out").symlink_to(elsewhere)
     (root / "dangling").symlink_to(tmp_path / "nothing")
-    found, skipped = walk([root])
+    found, skipped, _ = walk([root])
     assert [run.id for run in found] == ["a"]
     reasons = {Path(each.path).name: each.reason for each in skipped}
     assert reasons == {
@@ -103,7 +104,7 @@ def test_every_missing_root_is_named(tmp_path: Path) -> None:
 def test_hidden_folders_and_folders_without_a_record(tmp_path: Path) -> None:
     run_at(tmp_path / ".trash" / "a")
     (tmp_path / "half" / "checkpoints" / "100").mkdir(parents=True)
-    found, skipped = walk([tmp_path])
+    found, skipped, _ = walk([tmp_path])
     assert found == []
     assert skipped == [(str(tmp_path / "half"), "has checkpoints, but neither run.json nor metrics.jsonl")]
 
@@ -121,9 +122,29 @@ def test_what_vanishes_or_is_forbidden_is_skipped(tmp_path: Path, monkeypatch: p
         return real(path)
 
     monkeypatch.setattr(walking.os, "scandir", scandir)
-    found, skipped = walk([tmp_path])
+    found, skipped, _ = walk([tmp_path])
     assert [run.id for run in found] == ["a"]
     assert [(Path(path).name, reason) for path, reason in skipped] == [
         ("gone", "vanished while it was looked at"),
         ("secret", "cannot be listed (Denied)"),
+    ]
+
+
+def test_links_into_a_folder_that_may_not_be_entered_are_skipped(tmp_path: Path) -> None:
+    run_at(tmp_path / "root" / "a")
+    private = tmp_path / "private"
+    private.mkdir()
+    for name in ("link", "sweep.json"):
+        (tmp_path / "root" / name).symlink_to(private / "x")
+    with locked(private):
+        found, skipped, sweeps = walk([tmp_path / "root"])
+        with pytest.raises(
+            EvalError, match=r"/private/x: can't be looked at: Permission denied; .*/no: no such folder"
+        ):
+            walk([private / "x", tmp_path / "no"])
+    assert [run.id for run in found] == ["a"]
+    assert sweeps == []
+    assert [(Path(path).name, reason) for path, reason in skipped] == [
+        (name, f"a link to {private / 'x'}, which can't be looked at (Permission denied)")
+        for name in ("link", "sweep.json")
     ]

@@ -35,7 +35,7 @@ def test_without_a_file_they_stay_in_memory() -> None:
     assert Kept().num_found == 0
 
 
-@pytest.mark.parametrize("torn", [b'{"key": "b", "ans', b'{"key"', b"{}"])
+@pytest.mark.parametrize("torn", [b'{"key": "b", "ans', b'{"key"', b"{}", b"[" * 100_000])
 def test_a_torn_last_line_is_dropped_and_written_over(torn: bytes, tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     Kept(path, IDENTITY).add({"a": 1})
@@ -103,3 +103,14 @@ def test_keys_differ_where_anything_asked_differs() -> None:
     asked = [((1, 2, 3), 1), ((1, 2, 3), 2), ((1, 2), 1), ((258,), 1), ((2, 1), 1), ((1, 2, 3), 1, 0.5)]
     assert len({key_of(ids, *settings) for ids, *settings in asked}) == len(asked)
     assert key_of([1, 2], "a", 0.5) == key_of((1, 2), "a", 0.5)
+
+
+def test_a_whole_line_that_is_nested_too_deep_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    Kept(path, {"model": "m"}).add({"a": 1})
+    with path.open("a") as file:
+        file.write("[" * 100_000 + '\n{"key": {}, "answer": 1}\n"a\rb"\n{"key": "b", "answer": 2}\n{"torn')
+    kept = Kept(path, {"model": "m"})
+    assert (kept["a"], kept["b"], kept.num_found) == (1, 2, 2)
+    kept.add({"c": 3})
+    assert Kept(path, {"model": "m"})["c"] == 3

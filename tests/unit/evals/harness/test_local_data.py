@@ -68,6 +68,7 @@ def test_what_is_missing_names_files_and_where_they_are_published(tmp_path: Path
     [
         ("a.jsonl", b'{"a": 1}\n{"a"', "line 2 is not JSON"),
         ("a.jsonl", b"[1]\n", "line 1 is not a JSON object; give a record with named fields per line"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
         ("a.jsonl", b"\n", "holds no records; copy it again"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-20], "cannot be read .*; copy it again"),
         ("a.parquet", b"PAR1", "cannot be read .*; copy it again"),

@@ -51,6 +51,17 @@ def test_learned_and_forgotten_are_the_files_differences(study: Path) -> None:
     assert report["methods"]["none"]["forgotten_accuracy"]["value"] == pytest.approx(0.09)
 
 
+def test_bits_of_responses_are_reported_as_those_of_texts(study: Path) -> None:
+    for path in study.glob("*/evals/*.json"):
+        edit(path, lambda content: content["tasks"]["code"].update(kind="response_bits_per_byte"))
+    report, page = write_report(study)
+    saved, size = per_example(study / "lora", "code")
+    learned = report["methods"]["lora"]["learned"]
+    assert (learned["value"], learned["unit"]) == (pytest.approx(saved.sum() / size.sum()), "bits per byte")
+    assert "new responses, bits per byte, lower is better" in page.read_text()
+    assert "old text, bits per byte, lower is better" in page.read_text()
+
+
 def test_entries_say_what_ran(study: Path) -> None:
     report = build_report(study)
     lora = report["methods"]["lora"]
@@ -390,3 +401,13 @@ def test_the_terminal_table_has_every_method(study: Path) -> None:
         console.print(summary_table(build_report(study)))
     text = capture.get()
     assert all(label in text for label in ("full finetuning", "LoRA", "MonteCLoRA", "130 k (4.76 %)", "62 s"))
+
+
+def test_a_run_that_has_not_started_is_left_out_and_is_no_base(study: Path) -> None:
+    before = build_report(study)["base"]
+    for name, job in (("a", {"job": "12", "event": "ended", "message": "preflight failed on n2"}), ("b", {})):
+        (study / name).mkdir()
+        (study / name / "run.json").write_text(json.dumps({"schema": 1, "status": "not started", "job": job}))
+    report = build_report(study)
+    assert report["left_out"] == {"a": "not started: preflight failed on n2", "b": "not started"}
+    assert report["base"] == before

@@ -122,6 +122,9 @@ class TestRefusals:
             ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changed the frozen"),
             ({"lora_alpha": None}, "lora_alpha is None, not a number"),
             ({"alpha_pattern": {"(": 3}}, "alpha_pattern holds '(', which is no regular expression"),
+            ({"alpha_pattern": 3}, "alpha_pattern is 3, not an object of numbers"),
+            ({"alpha_pattern": {"q": "x"}}, "alpha_pattern is {'q': 'x'}, not an object of numbers"),
+            ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ],
     )
     def test_more_than_a_lora(self, base_folder: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:

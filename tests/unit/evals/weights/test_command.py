@@ -155,6 +155,56 @@ class TestGoingOn:
         out.write_text("[]")
         assert measure(*sides, Settings(), out=out)["rank"] == found["rank"]
 
+    def test_damaged_rows_are_measured_anew(self, sides: tuple[Any, Any], tmp_path: Path) -> None:
+        out = tmp_path / "rank.json"
+        whole = measure(*sides, Settings(), out=out)
+        text = out.read_text()
+        damages: list[Callable[[dict[str, Any]], Any]] = [
+            lambda found: found["rows"][2].pop("rank"),
+            lambda found: found["rows"][2].update(layer="x"),
+            lambda found: found["rows"][2]["rank"].update(change=10**400),
+            lambda found: found["rows"].__setitem__(2, "x"),
+            lambda found: found["rows"][2].update(name=["x"]),
+            lambda found: found.update(rank=3),
+            lambda found: found.pop("rows"),
+        ]
+        for number, damage in enumerate(damages):
+            out.write_text(text)
+            sides[0].read_names.clear()
+            damage(found := json.loads(text))
+            out.write_text(json.dumps(found))
+            again = measure(*sides, Settings(), out=out)
+            assert len(sides[0].read_names) == (0 if number == 5 else 6 if number == 6 else 1)
+            assert again["rank"] == whole["rank"]
+            assert json.loads(out.read_text()) == again
+
+    def test_damaged_rows_of_an_earlier_start_are_measured_anew(self, sides: tuple[Any, Any], tmp_path: Path) -> None:
+        out = tmp_path / "rank.json"
+        whole = measure(*sides, Settings(), out=out)
+        key = {name: whole[name] for name in ("step", "before", "after", "share", "only_change", "wanted", "states")}
+        lines = [key, *whole["rows"], {"name": ["x"]}, {"name": whole["rows"][0]["name"]}, 3]
+        out.with_name(".rank.json.rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        out.unlink()
+        sides[0].read_names.clear()
+        assert measure(*sides, Settings(), out=out)["rank"] == whole["rank"]
+        assert len(sides[0].read_names) == 1
+
+    def test_rows_of_an_earlier_start_that_are_no_file(self, sides: tuple[Any, Any], tmp_path: Path) -> None:
+        (tmp_path / ".rank.json.rows.jsonl").mkdir()
+        with pytest.raises(
+            EvalError, match=r"\.rank\.json\.rows\.jsonl: cannot be written \(Is a directory\); remove it"
+        ):
+            measure(*sides, Settings(), out=tmp_path / "rank.json")
+
+    def test_numbers_that_json_has_no_word_for_are_measured_anew(self, sides: tuple[Any, Any], tmp_path: Path) -> None:
+        out = tmp_path / "rank.json"
+        whole = measure(*sides, Settings(), out=out)
+        key = {name: whole[name] for name in ("step", "before", "after", "share", "only_change", "wanted", "states")}
+        lines = [key, whole["rows"][0] | {"relative_change": float("nan")}]
+        out.with_name(".rank.json.rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        out.unlink()
+        assert measure(*sides, Settings(), out=out)["relative_change"] == whole["relative_change"]
+
     def test_w_before_of_another_result_is_taken_over(self, sides: tuple[Any, Any], tmp_path: Path) -> None:
         earlier = measure(*sides, Settings())
         for row in earlier["rows"]:

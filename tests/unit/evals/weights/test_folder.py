@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from evals.errors import EvalError
 from evals.weights.folder import Folder, open_folder
+from tests.permissions import locked
 
 
 def test_a_folder_gives_every_tensor_in_fp32(trained_folder: Path, tiny_llama: LlamaForCausalLM) -> None:
@@ -107,3 +108,40 @@ class TestRefusals:
         with pytest.raises(EvalError, match=r"lm_head.weight can't be read \(.*\); copy the file again"):
             folder.read("lm_head.weight")
         assert json.loads((base_folder / "config.json").read_text())
+
+
+def test_a_config_that_is_nested_too_deep(base_folder: Path) -> None:
+    (base_folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(EvalError, match=r"config.json: can't be read as JSON .*; copy it again"):
+        Folder(base_folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a\0.safetensors"])
+def test_an_index_that_leads_elsewhere(base_folder: Path, name: str) -> None:
+    (base_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(EvalError, match=r"index.json: names .*, which is no file of the folder; copy it again"):
+        Folder(base_folder)
+
+
+def test_an_index_that_names_nothing(base_folder: Path) -> None:
+    (base_folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert Folder(base_folder).shapes == Folder(base_folder).shapes
+
+
+def test_an_index_with_a_name_that_no_file_can_have(base_folder: Path) -> None:
+    (base_folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "\\ud800"}}')
+    with pytest.raises(EvalError, match=r"\ufffd: is missing, and the folder's index names it"):
+        Folder(base_folder)
+
+
+def test_a_file_that_may_not_be_read(base_folder: Path) -> None:
+    weights, config = base_folder / "model.safetensors", base_folder / "config.json"
+    with locked(weights), pytest.raises(EvalError) as caught:
+        open_folder(base_folder)
+    assert str(caught.value) == f"{weights}: can't be read (Permission denied)"
+    with locked(config), pytest.raises(EvalError, match=r"config.json: can't be read as JSON .*Permission denied"):
+        open_folder(base_folder)
+    weights.unlink()
+    weights.symlink_to(base_folder / "gone")
+    with pytest.raises(EvalError, match=r"model.safetensors: is missing, and a link names it$"):
+        open_folder(base_folder)

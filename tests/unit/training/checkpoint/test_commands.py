@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.permissions import locked
 from tests.ranks import ROOT
 from tests.unit.training.checkpoint.stored import store
 from tests.unit.training.minimal import minimal_config
@@ -378,3 +380,53 @@ class TestCommandLine:
         command = f"{sys.executable} -m training.checkpoint ls {' '.join([str(run)] * 200)} | head -1; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (141, "")
+
+
+class TestWhatCannotBeLookedAt:
+    def test_a_path_is_told_and_others_are_listed(self, run: Path, capsys: Captured) -> None:
+        private, long = run.parent / "private", run.parent / ("n" * 300)
+        private.mkdir()
+        with locked(private):
+            for asked, told in ((private / "x", private / "x"), (private, private / "checkpoints")):
+                for command in ("ls", "verify"):
+                    assert main([command, str(asked), str(long), str(run)]) == 2
+                    printed = capsys.readouterr()
+                    assert f"error: {told} can't be looked at: Permission denied\n" in printed.err
+                    assert f"error: {long} can't be looked at: File name too long\n" in printed.err
+                    assert str(run / "checkpoints") in printed.out
+
+    def test_checkpoints_that_may_not_be_listed(self, run: Path, capsys: Captured) -> None:
+        with locked(run / "checkpoints"):
+            assert main(["ls", str(run)]) == 2
+        assert f"{run / 'checkpoints'} can't be looked at: Permission denied" in capsys.readouterr().err
+
+    def test_a_checkpoint_is_damaged(self, run: Path, capsys: Captured) -> None:
+        root = run / "checkpoints"
+        # Neither a size nor what it leads to.
+        (root / "100" / "extra").symlink_to("extra")
+        with locked(root / "300", root / "200" / "MANIFEST.json"):
+            found = listed(capsys, run, code=1)
+            code, lines = verified(capsys, run)
+        assert [entry["state"] for entry in found] == ["damaged", "damaged", "ok"]
+        assert [entry["problem"] for entry in found[:2]] == ["MANIFEST.json: can't be read: Permission denied"] * 2
+        assert code == 1
+        assert f"  {root / '300' / 'MANIFEST.json'}: can't be read: Permission denied" in lines
+
+    def test_checkpoints_whose_names_alone_are_known(self, run: Path, capsys: Captured) -> None:
+        root = run / "checkpoints"
+        with locked(root):
+            root.chmod(0o444)
+            found = listed(capsys, run, code=1)
+            code, lines = verified(capsys, run, "--newest")
+        assert [entry["problem"] for entry in found] == ["MANIFEST.json: can't be read: Permission denied"] * 3
+        assert (code, lines[0]) == (1, f"{root / '300'}: DAMAGED")
+
+    def test_nobody_waits_for_a_fifo(self, run: Path, capsys: Captured) -> None:
+        for path in (run / "checkpoints" / "300" / "MANIFEST.json", shard(run, 200)):
+            path.unlink()
+            os.mkfifo(path)
+        os.mkfifo(run / "run.json")
+        found = listed(capsys, run, code=1)
+        assert found[0]["problem"] == "MANIFEST.json: can't be read: it is a FIFO"
+        assert found[1]["problem"] == f"{shard(run, 200).name}: is no file"
+        assert verified(capsys, run)[0] == 1

@@ -240,7 +240,7 @@ class TestSenselessContent:
             ("progress", []), ("progress", {"tokens_seen": "many"}), ("progress", {"tokens_seen": float("nan")}),
             ("optimizer_steps", 4), ("optimizer_steps", {"all": None}), ("parameters", {"w": 3}), ("parameters", {"w": [-3]}),
             ("parameters", [["w", [3]]]), ("states", {"w": None}), ("states", {"w": [["exp_avg"]]}), ("stream", None),
-            ("fingerprints", "x"), ("config", 3), ("files", {}), ("files", [5]), ("files", []),
+            ("placement", 3), ("written", ["x"]), ("fingerprints", "x"), ("config", 3), ("files", {}), ("files", [5]), ("files", []),
         ],
     )  # fmt: skip
     def test_what_readers_rely_on(self, saved: Path, key: str, value: Any) -> None:
@@ -349,10 +349,10 @@ def test_swapped_and_missing_files(saved: Path) -> None:
     first.unlink()
     assert refusal(saved) == f"{first}: missing"
     first.mkdir()
-    assert refusal(saved) == f"{first}: missing"
+    assert refusal(saved) == f"{first}: is no file"
     first.rmdir()
     first.symlink_to(first)
-    assert refusal(saved) == f"{first}: missing"
+    assert refusal(saved) == f"{first}: can't be read: Too many levels of symbolic links"
 
 
 def test_a_file_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

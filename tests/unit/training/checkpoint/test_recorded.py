@@ -45,6 +45,22 @@ def test_what_is_none_is_refused(config: object) -> None:
         recorded_config(checkpoint(config))
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("checkpoint", "keep_at", "5 steps"), ("checkpoint", "keep_at", [3]), ("train", "steps", "20"), ("train", "steps", True),
+        ("optim", "kind", "sgd"), ("optim", "lr", None), ("run", "dir", 3), ("adapter", "rank_pattern", [["q", 4]]),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(tmp_path: Path, section: str, name: str, value: object) -> None:
+    written = to_dict(minimal_config(tmp_path))
+    written[section][name] = value
+    with pytest.raises(
+        CheckpointError, match=rf"the recipe in its manifest can't be read \(config.{section}.{name} is "
+    ):
+        recorded_config(checkpoint(written))
+
+
 class TestWhereARunBegan:
     def entry(self, root: Path, step: int) -> dict[str, Any]:
         return {"path": str(root / str(step)), "given": "x", "step": step, "sha256": "ab"}

@@ -67,6 +67,7 @@ class TestFromTheRecipe:
     def test_scores_matter_only_for_the_best(self) -> None:
         assert retention_of(config_of(), None).scored_every == 0
         assert retention_of(config_of(keep_best="a.accuracy"), None).scored_every == 25
+        assert [step for step in range(1, 60) if Retention(every_steps=100, keep=1, scored_at=(7,)).is_due(step)] == [7]
 
 
 class TestIsDue:
@@ -271,6 +272,10 @@ class TestProblems:
                 "checkpoint.keep_at = ['15361 tokens'] '15361 tokens' is step 21, and the run has 20; take it out",
             ),
             ('keep_at = ["101 %"]', "checkpoint.keep_at = ['101 %'] '101 %' is step 21, and the run has 20; take it out"),
+            (
+                'keep_at = ["101 %", "5 steps", "2 epochs", "120 %"]',
+                "checkpoint.keep_at = ['101 %', '5 steps', '2 epochs', '120 %'] '101 %' is step 21, '120 %' is step 24, and the run has 20; take them out",
+            ),
             ('keep_at = ["0 %"]', "checkpoint.keep_at = ['0 %'] '0 %' is before the first step; take it out"),
             (
                 'keep_every = "767 tokens"',
@@ -325,8 +330,9 @@ class TestProblems:
     def test_the_best_needs_scores_on_the_way(self, tmp_path: Path) -> None:
         path = write_recipe(tmp_path, more='[checkpoint]\nkeep_best = "old_bits.bits_per_byte"\n')
         (problem,) = problems_of(path)
-        assert problem.endswith("needs scores on the way; set eval.every_steps, or eval.every")
+        assert problem.endswith("needs scores on the way; set eval.every_steps, eval.every or eval.at")
         assert problems_of(path, "--eval.every_steps", "5") == []
+        assert problems_of(path, "--eval.at", "5 steps") == []
         (problem,) = problems_of(path, "--eval.every_steps", "x")
         assert problem.startswith("eval.every_steps")
 

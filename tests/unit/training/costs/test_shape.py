@@ -253,3 +253,15 @@ class TestAdapters:
         assert saved.pop("model.embed_tokens.weight") == 40 * 16
         assert {name.split(".")[2] for name in saved} == {"1"}
         assert sum(saved.values()) == 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "4096"), ("vocab_size", True), ("num_hidden_layers", 10**9), ("intermediate_size", 10**400), ("head_dim", "x"),
+        ("num_key_value_heads", 1.5), ("num_attention_heads", 0),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} is "):
+        from_hugging_face({**SHAPES["plain"].to_dict(), name: value})

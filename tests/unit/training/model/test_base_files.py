@@ -127,6 +127,13 @@ class TestFiles:
         assert list(tensors) == ["a"]
         assert wrong == ["model-2.safetensors is missing, and model.safetensors.index.json names it"]
 
+    def test_an_index_that_names_what_is_no_file(self, tmp_path: Path) -> None:
+        (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "a\\u0000b"}}')
+        assert read_tensors(tmp_path) == (
+            {},
+            ["model.safetensors.index.json names 'a\\x00b', which is no file: embedded null byte"],
+        )
+
     def test_one_file_or_all_without_an_index(self, tmp_path: Path) -> None:
         assert weight_files(tmp_path) == []
         for name in ("b", "a"):

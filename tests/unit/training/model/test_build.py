@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from training.config import ArchitectureConfig, ModelConfig
 from training.errors import ModelError
@@ -20,6 +21,7 @@ from training.model.build import (
     build_model,
     check_precision,
     count_parameters,
+    drop_attention,
     folder_fingerprint,
     gathered,
     random_model,
@@ -136,6 +138,40 @@ class TestBuild:
         for others in gradients[1:]:
             for one, other in zip(gradients[0], others, strict=True):
                 assert torch.equal(one, other)
+
+
+class TestAttentionDropout:
+    def test_weights_are_dropped_in_training_alone_and_exports_know_nothing_of_it(self, alone: World) -> None:
+        ids, plain = torch.arange(8)[None], build(alone, ModelConfig(architecture=SMALL))
+        model = build(alone, ModelConfig(architecture=SMALL, attention_dropout=0.3))
+        assert model.config.to_dict() == plain.config.to_dict()
+        with torch.no_grad():
+            expected = plain.eval()(input_ids=ids).logits
+            assert torch.equal(model.eval()(input_ids=ids).logits, expected)
+            values = torch.eye(8).expand(1, 4, 8, 8).contiguous()
+            weights = torch.stack([self.attend(model.train(), values) for _ in range(400)])
+        # Each weight is dropped or divided by 1 - rate, whatever becomes of the others.
+        kept = weights != 0
+        exact = self.attend(model.eval(), values)
+        assert torch.allclose(weights[kept], (exact / 0.7).expand_as(weights)[kept], atol=1e-6)
+        assert abs(float(kept[:, exact > 0].float().mean()) - 0.7) < 0.01
+
+    def attend(self, model: Any, values: torch.Tensor) -> torch.Tensor:
+        """The weights of the first layer's attention for random queries and keys, values being the identity."""
+        layer = model.model.layers[0].self_attn
+        rate = layer.attention_dropout if layer.training else 0.0
+        query, key = torch.randn(2, 1, 4, 8, 4, generator=torch.Generator().manual_seed(0))
+        return ALL_ATTENTION_FUNCTIONS[ATTENTION](layer, query, key, values, None, dropout=rate)[0].transpose(1, 2)
+
+    def test_a_model_without_it_is_refused(self) -> None:
+        model = random_model(SMALL, dtype=torch.float32, seed=5)
+        for module in model.modules():
+            module.__dict__.pop("attention_dropout", None)
+        with pytest.raises(ModelError) as caught:
+            drop_attention(model, 0.1)
+        assert str(caught.value) == (
+            "model.attention_dropout = 0.1: LlamaForCausalLM has no dropout on attention weights; leave it out"
+        )
 
 
 class TestPrecision:

@@ -146,6 +146,11 @@ class TestSettings:
             "adapter.dropout = 0.1 (command line): would drop the same features in every part of a row that train.sequence_parallel cuts it "
             "into; set it to 0"
         ]
+        found = self.problems(tmp_path, 2, "--model.attention_dropout", "0.1")
+        assert found == [
+            "model.attention_dropout = 0.1 (command line): would drop the same weights in several of the heads that train.sequence_parallel "
+            "shares out; leave it out"
+        ]
 
     def test_groups_share_the_batch_not_ranks(self, tmp_path: Path) -> None:
         assert self.problems(tmp_path, 4, world_size=48) == []

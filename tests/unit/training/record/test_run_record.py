@@ -27,9 +27,10 @@ from training.record.run_record import (
     flatten,
     git_state,
     redact,
+    usable_record,
     versions,
 )
-from training.world import World
+from training.world import SlurmJob, World
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -173,7 +174,17 @@ class TestDirectory:
         config.run.dir.mkdir()
         (config.run.dir / "thesis.tex").touch()
         assert directory_problems(config) == [
-            f'run.dir = "{config.run.dir}": holds files but no run.json; choose an empty or new directory'
+            f'run.dir = "{config.run.dir}": holds files but no record of a run; choose an empty or new directory'
+        ]
+
+    def test_a_job_that_waited_for_its_first_start(self, config: Config) -> None:
+        (config.run.dir / "slurm").mkdir(parents=True)
+        write_json(config.run.dir / "run.json", {"schema": 1, "status": "not started", "job": {"job": "7"}})
+        assert directory_problems(config) == []
+        assert different_settings(config.run.dir, config) == []
+        (config.run.dir / "checkpoints").mkdir()
+        assert directory_problems(config) == [
+            f'run.dir = "{config.run.dir}": holds files but no record of a run; choose an empty or new directory'
         ]
 
     def test_a_start_that_ended_before_its_record_can_be_started_again(self, config: Config) -> None:
@@ -337,6 +348,25 @@ class TestRunJson:
         assert found["step"] == 5, "what is resumed says otherwise, if anything does"
         self.opened(config, last_checkpoint=None)
         assert self.read(config)["last_checkpoint"] is None
+
+    def test_the_job_and_the_notes_of_a_start(self, config: Config) -> None:
+        config.run.dir.mkdir()
+        write_json(
+            config.run.dir / "run.json",
+            {"schema": 1, "status": "not started", "job": {"job": "7", "event": "submitted"}},
+        )
+        job = SlurmJob(job="7", restart=1, nodes=["n1", "n2"])
+        RunRecord(config.run.dir, world(0, 2)).open(config, {}, job=job, notes=["PREEMPT is gone"])
+        found = self.read(config)
+        now = found["starts"][0]["at"]
+        facts = {"job": "7", "restart": 1, "nodes": ["n1", "n2"]}
+        assert found["status"] == "running"
+        assert found["job"] == {**facts, "event": "running", "at": now}
+        assert found["starts"] == [{"at": now, "world_size": 2, "job": facts, "notes": ["PREEMPT is gone"]}]
+        RunRecord(config.run.dir, world(0, 2)).open(config, {})
+        found = self.read(config)
+        assert "job" not in found, "the last one was not Slurm's"
+        assert [set(start) for start in found["starts"]] == [{"at", "world_size", "job", "notes"}, {"at", "world_size"}]
 
     def test_only_rank_0_writes(self, config: Config) -> None:
         record = self.opened(config, rank=1)
@@ -593,3 +623,21 @@ class TestStorageInTrouble:
             (config.run.dir / name).touch()
         RunRecord(config.run.dir, world()).open(config, {})
         assert sorted(path.name for path in config.run.dir.iterdir()) == [".lock", ".other.tmp.x", "run.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("config", []), ("step", "x"), ("tokens_seen", 1.5), ("seconds", 10**400), ("eval_seconds", "1"), ("starts", {}), ("starts", [3]),
+        ("starts", [{"job": 3}]), ("finished", "yesterday"), ("last_checkpoint", True), ("branched_from", 3), ("branched_from", {"path": "a"}),
+        ("origins", {}), ("origins", [{"path": "\0", "sha256": "x", "step": 1}]), ("epoch", 3), ("epoch", {"rows": "x"}),
+    ],
+)  # fmt: skip
+def test_a_record_that_no_run_writes(config: Config, run_dir: Path, name: str, value: Any) -> None:
+    assert directory_problems(config) == []
+    write_json(run_dir / "run.json", {"schema": 1, "config": to_dict(config), name: value})
+    assert directory_problems(config) == [
+        f'run.dir = "{run_dir}": its run.json is damaged: {name} is not what a run writes there; restore it, or choose another '
+        "directory"
+    ]
+    assert usable_record(run_dir) == {}

@@ -1,0 +1,24 @@
+#!/bin/bash
+# Written by python -m launch. It can be changed and submitted again: sbatch FILE
+
+# ---- Edit for your cluster ------------------------------------------------------------------------------------------
+#SBATCH --job-name=code
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/scratch/user/runs/code/slurm/%j.out
+
+ROOT=/home/user/palimpsest  # checkout of this repository, on shared storage
+PYTHON=python               # of the environment, or of the container
+CONTAINER=                  # put before python, such as: apptainer exec --nv image.sif
+SRUN='--container-image=/images/p.sqsh --container-mounts=/scratch'
+# ---------------------------------------------------------------------------------------------------------------------
+
+# shellcheck source=slurm/job.sh
+source "$ROOT/slurm/job.sh"
+train /home/user/palimpsest/recipes/cpt_code_llama7b.toml /home/user/palimpsest/ds_configs/zero3.json
