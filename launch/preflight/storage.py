@@ -72,7 +72,7 @@ def take_part(
     finally:
         remove([own])
         if exchange.rank == min(ranks):  # what nodes that have gone silent have left
-            remove(folder.glob(f".preflight-{token}-*"))
+            remove(_probes(folder, token))
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
@@ -141,11 +141,19 @@ def _what_is_wrong(path: Path) -> str:
     return "old"
 
 
-def remove(paths: Collection[Path] | Any) -> None:
+def remove(paths: Collection[Path]) -> None:
     """Remove files, there or not."""
-    for path in list(paths):
+    for path in paths:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _probes(folder: Path, token: str) -> list[Path]:
+    """The files of this start that lie in a folder, which another node may have removed in the meantime."""
+    try:
+        return list(folder.glob(f".preflight-{token}-*"))
+    except OSError:
+        return []
 
 
 def free_bytes(folder: Path) -> int | None:

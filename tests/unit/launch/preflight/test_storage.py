@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -90,6 +91,22 @@ class TestProbing:
             return storage.take_part(exchange, {"n1": 0, "n2": 1}, "n1", tmp_path, "7")
 
         on_ranks(2, act)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_another_node_removes_the_folder_while_this_one_tidies_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, scandir = tmp_path / "run", os.scandir
+
+        def scandir_too_late(path: Any) -> Any:
+            if Path(path) == folder:
+                folder.rmdir()
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", scandir_too_late)
+        (found,) = on_ranks(1, lambda exchange: storage.take_part(exchange, {"n1": 0}, "n1", folder, "7"))
+        monkeypatch.undo()
+        assert found["problem"] is None
         assert list(tmp_path.iterdir()) == []
 
     def test_old_content_is_told_from_none(self, tmp_path: Path) -> None:
