@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from dataclasses import dataclass
+
+from training.closed_pipe import give_up_output
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,6 @@ COMMANDS = {
         has_overrides=False,
     ),
 }  # fmt: skip
-NOBODY_READS = 141
-"""Exit code when standard output is closed early, as by `| head`: what a shell says of a program that SIGPIPE has ended."""
 OVERRIDES = " Any --section.setting VALUE overrides the recipe."
 
 
@@ -92,14 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit as left:
         if isinstance(left.__context__, BrokenPipeError):  # as rich passes it on
-            return NOBODY_READS
+            return give_up_output()
         raise
     except BrokenPipeError:
-        # What is still to be written when Python ends goes nowhere.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
-        return NOBODY_READS
+        return give_up_output()
     return code
 
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "evals": set(),
 }
 # launch plans with the torch-free part of training and of the adapters, and finds runs as collect does.
-LAUNCH_MAY_IMPORT = {"training.config", "training.recipe", "training.record.run_record", "training.world", "training.files",
+LAUNCH_MAY_IMPORT = {"training.closed_pipe", "training.config", "training.recipe", "training.record.run_record", "training.world", "training.files",
                      "training.ds_json", "training.costs.shape", "training.costs.memory", "training.costs.communication", "training.costs.flops",
                      "training.costs.fitting", "training.length", "training.inputs", "training.ranks.fabric", "training.duration", "training.origin", "monteclora.config", "evals.collect.walk", "evals.collect.sweeps", "evals.errors", "evals.json_text", "evals.results"}  # fmt: skip
 MAY_IMPORT_DEEPSPEED = {"training/placements/zero3.py", "training/model/loading.py", "training/model/build.py"}

@@ -15,6 +15,7 @@ from typing import Any, cast
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.files import resolve, unseen
 from evals.config import EvalConfig, TaskConfig
+from training.closed_pipe import give_up_output
 from training.config import Config
 from training.ds_json import read_ds_config
 from training.files import read_json
@@ -29,8 +30,6 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_WRONG_CONFIGURATION = 2
 EXIT_PREEMPTED = 85
-NOBODY_READS = 141
-"""Of --help into a pipe that is closed early, as by `| head`: what a shell says of a program that SIGPIPE has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +224,5 @@ def print_help(recipe: Path | None) -> int:
             )  # fmt: skip
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still to be written when Python ends goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
+        return give_up_output()
     return EXIT_DONE

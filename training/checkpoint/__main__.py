@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from training.closed_pipe import give_up_output
 
 EXIT_CODES = "exit codes: 0 done, 1 damage found, 2 the request can't be met"
 PLACES = "a run directory, its folder of checkpoints, or a single checkpoint"
@@ -66,10 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except (BrokenPipeError, SystemExit):
-        # The latter is how rich puts the former. Whoever read the output (head, less) has seen enough; the interpreter must
-        # not write to it when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return give_up_output()  # the latter is how rich puts the former
 
 
 def _run(options: argparse.Namespace) -> int:
