@@ -262,7 +262,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder to write to (default: ROOT/report)")
     report.set_defaults(command=_report)
 
-    collect = commands.add_parser("collect", help="a table and a page of every run under some folders")
+    collect = commands.add_parser(
+        "collect",
+        help="a table and a page of every run under some folders",
+        description="Read what every run below some folders recorded (settings, metrics, scores), without a GPU and while they train, "
+        "and write one page, a table and a JSON document of what each learned and forgot. Prints one line per method.",
+    )
     collect.add_argument("roots", type=Path, nargs="+", metavar="ROOT", help="folder that holds runs")
     collect.add_argument(
         "--out",

@@ -35,15 +35,19 @@ def verify(files: Files, work: Work) -> int:
     from data_pipeline.commands.formatting import format_bytes
     from data_pipeline.commands.progress import ProgressReporter
     from data_pipeline.commands.tables import print_table, table
+    from data_pipeline.sources.source import no_documents
 
     request = read_request(files, work)
     shown = table(["source", "shard"], ["documents", "size", "damages"])
     num_shards = num_damaged = num_damages = 0
+    documents = dict.fromkeys(request.config.sources, 0)
     hashes = set()
     with ProgressReporter(sys.stderr, unit="bytes") as reporter:
         for name, report in _reports(request, work.processes, reporter):
             num_shards += 1
             hashes.add(report.sha256)
+            # One that can't be read, either: what is in it is not known.
+            documents[name] += report.documents + report.num_damages
             num_damages += report.num_damages
             num_damaged += report.num_damages > 0
             _print_damages(report)
@@ -53,10 +57,13 @@ def verify(files: Files, work: Work) -> int:
                     name, _short(request, name, report), f"{report.documents:,}", size, f"{report.num_damages:,}"
                 )
         num_damages += _verify_tokens(request, hashes, reporter, shown)
+    for name in (name for name, count in documents.items() if not count):
+        print(no_documents(name, request.config.sources[name]))
+        num_damages += 1
     print_table(shown)
     if num_shards - num_damaged > _MAX_SHOWN:
         print(f"and {num_shards - num_damaged - _MAX_SHOWN:,} shards more, which are whole")
-    print(f"{num_damages:,} damages" if num_damages else "nothing is damaged")
+    print(_counted(num_damages) if num_damages else "nothing is damaged")
     return 1 if num_damages else 0
 
 
@@ -81,7 +88,11 @@ def _print_damages(report: ShardReport) -> None:
     for damage in report.damages:
         print(damage)
     if more := report.num_damages - len(report.damages):
-        print(f"{report.location}: and {more:,} damages more")
+        print(f"{report.location}: and {_counted(more)} more")
+
+
+def _counted(damages: int) -> str:
+    return f"{damages:,} damage" if damages == 1 else f"{damages:,} damages"
 
 
 def _short(request: Request, name: str, report: ShardReport) -> str:

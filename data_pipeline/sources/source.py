@@ -161,8 +161,13 @@ def open_source(
         files = [file if file.format == "text" else replace(file, storage=storage) for file in files]
     shards = [Shard(file, index, columns) for file, index in zip(files, indexes, strict=True) if index.num_documents]
     if not shards:
-        raise DataError(f"the source {name} at {config.location} holds no documents; give it some, or leave it out")
+        raise DataError(no_documents(name, config))
     return Source(name, config, shards)
+
+
+def no_documents(name: str, config: SourceConfig) -> str:
+    """What is said of a source that is there and has nothing in it."""
+    return f"the source {name} at {config.location} holds no documents; give it some, or leave it out"
 
 
 def shard_files(config: SourceConfig, cache_dir: Path | None, cache_bytes: int) -> list[ShardFile]:

@@ -26,7 +26,7 @@ NAMES: Mapping[str, str] = {
 }
 """Role -> what people call it, in the order in which they are shown."""
 DISTINGUISHING_SECTIONS = ("optim", "adapter", "hidden_key", "model")
-DISTINGUISHING = ("train.global_batch_rows", "train.precision", "data.seq_len")
+DISTINGUISHING = ("train.global_batch_rows", "train.gradient_clipping", "train.precision", "data.seq_len")
 """Sections and further settings in which two arms of one role and rank may differ."""
 SHARED = {
     "optim.lr", "model.base", "model.revision", "model.architecture", "model.allow_pickled_weights", "model.allow_remote_code",

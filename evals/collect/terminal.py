@@ -94,7 +94,13 @@ def heading(document: Mapping[str, Any]) -> str:
     states = Counter(run["status"] for run in runs)
     listed = ", ".join(f"{count} {status}" for status, count in states.most_common())
     points = sum(len(run["points"]) for run in runs)
-    return f"{len(runs)} runs ({listed or 'none'}), {points} points, {document['seconds']:.1f} s"
+    return (
+        f"{_counted(len(runs), 'run')} ({listed or 'none'}), {_counted(points, 'point')}, {document['seconds']:.1f} s"
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Table:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from data_pipeline.__main__ import COMMANDS, main
@@ -92,6 +94,21 @@ def test_verify_reports_every_damage_of_every_file(source: Path, recipe: Path, c
         ["b.jsonl", "3", "2"],
     ]
     assert lines[-1] == "2 damages"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_verify_says_that_there_is_nothing(tmp_path: Path, capsys: Capture, content: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert main(["verify", str(tmp_path), "--workers", "0"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"at {tmp_path} holds no documents; give it some, or leave it out")
+    assert lines[-1] == "1 damage"
+
+
+def test_verify_says_that_a_table_has_no_rows(tmp_path: Path, capsys: Capture) -> None:
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert main(["verify", str(tmp_path), "--workers", "0"]) == 1
+    assert " holds no documents; give it some, or leave it out" in capsys.readouterr().out
 
 
 def test_verify_asks_for_the_fields_of_the_kind(source: Path, capsys: Capture) -> None:

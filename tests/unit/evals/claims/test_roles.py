@@ -65,6 +65,7 @@ def test_arms_of_one_role_are_told_apart_by_what_they_differ_in() -> None:
         ({"optim.warmup": "20 %"}, "LoRA r16 (warmup 20 %)"),
         ({"optim.beta2": 0.999}, "LoRA r16 (beta2 0.999)"),
         ({"train.precision": "fp32"}, "LoRA r16 (precision fp32)"),
+        ({"train.gradient_clipping": 0.5}, "LoRA r16 (gradient clipping 0.5)"),
         ({"model.attention_dropout": 0.2}, "LoRA r16 (attention dropout 0.2)"),
     ],
 )
@@ -73,7 +74,7 @@ def test_every_setting_that_changes_numbers_tells_arms_apart(setting: dict[str, 
     section, _, key = path.partition(".")
     usual = {
         "adapter.targets": ["q_proj"], "optim.warmup": "5 %", "optim.beta2": 0.95, "train.precision": "bf16",
-        "model.attention_dropout": 0.1,
+        "train.gradient_clipping": 1.0,        "model.attention_dropout": 0.1,
     }[path]  # fmt: skip
     one, other = config("lora"), config("lora")
     one.setdefault(section, {})[key] = usual

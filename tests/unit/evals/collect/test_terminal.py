@@ -73,6 +73,8 @@ def test_names_are_not_markup(tmp_path: Path) -> None:
 def test_no_runs() -> None:
     assert tables({"runs": []}, 80) == []
     assert heading({"runs": [], "seconds": 0.1}) == "0 runs (none), 0 points, 0.1 s"
+    one = {"status": "done", "points": [{}]}
+    assert heading({"runs": [one], "seconds": 0.1}) == "1 run (1 done), 1 point, 0.1 s"
 
 
 def test_few_skipped_files_are_listed_and_many_counted() -> None:
