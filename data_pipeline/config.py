@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -203,5 +204,9 @@ class DataConfig:
             yield "chat_template", f"{self.chat_template} is no file; name a Jinja template"
 
     def _cache_dir_problems(self) -> Iterator[tuple[str, str]]:
-        if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
+        if self.cache_dir is None or not self.cache_dir.exists():
+            return
+        if not self.cache_dir.is_dir():
             yield "cache_dir", f"{self.cache_dir} is no folder"
+        else:
+            os.scandir(self.cache_dir).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -177,11 +178,15 @@ class EvalConfig:
         return parse_specs(list(dict.fromkeys([*self.suites, *(self.final_suites if is_end else ())])))
 
     def _data_dir_problems(self) -> Iterator[tuple[str, str]]:
-        if self.data_dir is not None and not self.data_dir.is_dir():
+        if self.data_dir is None:
+            return
+        if not self.data_dir.is_dir():
             yield (
                 "data_dir",
                 f"there is no folder {self.data_dir}; give the one with the suites' data sets, or leave it out",
             )
+        else:
+            os.scandir(self.data_dir).close()
 
     def _suite_problems(self) -> Iterator[tuple[str, str]]:
         field_name = "suites"

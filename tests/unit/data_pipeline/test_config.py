@@ -181,6 +181,9 @@ def test_paths_that_cannot_be_looked_at(source: SourceConfig, tokenizer_path: Pa
     assert found == dict.fromkeys(
         ("sources.a.path", "tokenizer", "chat_template", "cache_dir"), f"{hidden} can't be looked at: Permission denied"
     )
+    with locked(private):
+        found = problems(DataConfig(sources={"b": source}, tokenizer=tokenizer_path, cache_dir=private))
+    assert found == {"cache_dir": f"{private} can't be looked at: Permission denied"}
 
 
 def test_nobody_waits_for_a_fifo(tmp_path: Path) -> None:

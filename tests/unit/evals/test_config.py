@@ -159,3 +159,7 @@ def test_paths_that_cannot_be_looked_at(tmp_path: Path) -> None:
     assert found == dict.fromkeys(
         ("data_dir", "tasks.code.path"), f"{private / 'x'} can't be looked at: Permission denied"
     )
+    with locked(private):
+        assert problems(EvalConfig(data_dir=private)) == {
+            "data_dir": f"{private} can't be looked at: Permission denied"
+        }
