@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from evals.score_request import Request
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -194,7 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m evals", description="Score models; report what runs learned and forgot."
     )
     commands = parser.add_subparsers(required=True, metavar="run|report|collect|claims|rank")
+    for add in (_add_run, _add_report, _add_collect, _add_claims, _add_rank):
+        add(commands)
+    return parser
 
+
+def _add_run(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="score a model on suites of benchmarks and on held-out text",
@@ -257,11 +264,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
+
+def _add_report(commands: Commands) -> None:
     report = commands.add_parser("report", help="write the learning/forgetting page of the runs under a folder")
     report.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the runs")
     report.add_argument("--out", type=Path, help="folder to write to (default: ROOT/report)")
     report.set_defaults(command=_report)
 
+
+def _add_collect(commands: Commands) -> None:
     collect = commands.add_parser(
         "collect",
         help="a table and a page of every run under some folders",
@@ -294,6 +305,8 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--csv", type=Path, help="also write table.csv here")
     collect.set_defaults(command=_collect)
 
+
+def _add_claims(commands: Commands) -> None:
     claims = commands.add_parser(
         "claims",
         help="what the papers claim about these methods, measured on the runs of a sweep",
@@ -305,6 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--out", type=Path, required=True, metavar="FILE", help="the document, such as docs/study.md")
     claims.set_defaults(command=_claims)
 
+
+def _add_rank(commands: Commands) -> None:
     rank = commands.add_parser("rank", help="the rank of the weight change between two states of a model, by SVD")
     rank.add_argument(
         "before", type=Path, metavar="BEFORE", help="folder of a model, an adapter, or a run with an export"
@@ -322,7 +337,6 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--step", type=int, help="of the run, with --run")
     rank.add_argument("--plot", type=Path, metavar="FILE", help="draw a heat map: .svg, .png or .pdf")
     rank.set_defaults(command=_rank)
-    return parser
 
 
 if __name__ == "__main__":
