@@ -399,7 +399,7 @@ def _left_out(result: Result) -> Iterator[str]:
 
 def _repeat(result: Result, command: str, folder: str) -> Iterator[str]:
     named = f" ({', '.join(result.study.sweeps)})" if result.study.sweeps else ""
-    yield "```"
+    yield "```bash"
     yield f"python -m launch study FILE      # the sweep's file{named}: corpus, base, runs and this page; what is done stays so"
     yield f"{command}      # this page alone"
     yield "```"

@@ -131,6 +131,7 @@ EXCEPTIONS = (
     Excepted(r"^make docs$", "it installs mkdocs", "tests/test_readme.py", "make -n docs"),
     Excepted(r"^make study$", "it takes hours", None, "make -n study"),
     Excepted(r"launch study\b", "it takes hours", None, "python -m launch study --help"),
+    Excepted(r"evals claims runs/study_tiny ", "its runs take hours", "tests/documentation/test_study.py", "python -m evals claims --help"),
     Excepted(r"pytest tests/unit$", "these are the tests", None, "test -d tests/unit"),
     Excepted(r'pytest -m "not dist"$', "these are the tests", None, 'python -m pytest tests/test_architecture.py -m "not dist" --collect-only -q'),
     Excepted(r"^python -m launch submit$", "a mention without a recipe", "tests/slurm/test_submit.py"),
