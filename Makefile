@@ -73,6 +73,7 @@ bench: setup
 
 study: setup
 	@$(BIN)/python -m launch study --out docs/study.md
+	@cp runs/study_tiny/collected/index.html docs/study/runs.html
 	@$(BIN)/python tools/study_records.py runs/study_tiny docs/study/records.tar.xz
 
 check: setup

@@ -1,23 +1,33 @@
-"""The study's page is what its runs recorded: written again from the records beside it, it says the same."""
+"""The study's pages are what its runs recorded: written again from the records beside them, they say the same."""
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from evals.claims.command import run_claims
+from evals.collect.command import run_collect
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_comes_from_the_records(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the study, with nothing in it but the committed records."""
+    folder = tmp_path_factory.mktemp("records")
     with tarfile.open(DOCS / "study" / "records.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    run_claims([tmp_path / "study_tiny"], tmp_path / "study.md")
+        archive.extractall(folder, filter="data")
+    return folder / "study_tiny"
+
+
+def test_the_verdicts_come_from_the_records(study: Path, tmp_path: Path) -> None:
+    run_claims([study], tmp_path / "study.md")
     found, committed = (
         json.loads((folder / "claims.json").read_text()) for folder in (tmp_path / "study", DOCS / "study")
     )
@@ -30,6 +40,20 @@ def test_the_page_comes_from_the_records(tmp_path: Path) -> None:
     assert verdicts
     for figure in DOCS.glob("study/*.svg"):
         assert (tmp_path / "study" / figure.name).exists()
+
+
+def test_the_page_of_all_runs_comes_from_the_records(study: Path, tmp_path: Path) -> None:
+    run_collect([study], Console(file=io.StringIO()), out=tmp_path)
+    same(runs_on(tmp_path / "index.html"), runs_on(DOCS / "study" / "runs.html"))
+
+
+def runs_on(page: Path) -> list[Any]:
+    """The runs, with all their figures, that a page of `evals collect` shows."""
+    before, _, after = page.read_text().partition('<script type="application/json" id="document">')
+    assert before
+    document = json.loads(after.partition("</script>")[0])
+    assert len(document["runs"]) > 100
+    return list(document["runs"])
 
 
 def same(found: Any, committed: Any) -> None:
