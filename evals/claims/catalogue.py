@@ -128,7 +128,7 @@ CLAIMS = (
         number=2,
         text="LoRA forgets less than full finetuning",
         paper=LEARNS_LESS,
-        how="What full finetuning forgot minus what LoRA forgot on held-out text of the old domain: the same runs at the same "
+        how="What full finetuning forgot minus what LoRA forgot on held-out text of the old domain: the two at the same "
         "budget, and where both have learned as much, each at the rate that forgets least there; above zero is the claim's side.",
         findings=_forgets_less,
     ),
@@ -144,8 +144,9 @@ CLAIMS = (
         number=4,
         text="Full finetuning's change has 10 to 100 times the rank of typical LoRA",
         paper=LEARNS_LESS,
-        how="The rank of the weight change, averaged over matrices, divided by LoRA's rank; above 10 is the claim's side. And "
-        "what the rank grew from the first measured step to the last; above zero is the paper's side.",
+        how="The rank of the weight change (how many singular values hold 90 %, or what was asked for, of the sum of their squares), averaged over matrices, "
+        "divided by LoRA's rank; above 10 is the claim's side. And, what the paper says besides, that this rank grows with tokens: its growth "
+        "from the first measured step to the last; above zero is the paper's side.",
         findings=_has_higher_rank,
     ),
     Claim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from evals.claims.selection import Choice, choose, crossfitted, plain
 from evals.claims.study import FORGOTTEN, LEARNED, Panel
 
 EQUAL_LEARNING = "forgotten at equal learning"
+LEVELS = (1.0, 0.75, 0.5, 0.25)
+"""Shares of the most that both methods have learned; at the first the comparison decides, the others show how much hangs on it."""
 Score = Callable[[Panel, Choice, int, str, int], Floats | None]
 
 
@@ -51,37 +54,45 @@ def at_equal_learning(panel: Panel, claim: int, method: Arm, reference: Arm) -> 
     most that both methods reach with any rate that could be chosen; what was forgotten there is interpolated linearly on the
     first stretch of the curve that reaches it. A seed's curve is that of the rate which on the other seeds' mean reaches the
     level and forgot least there. In every draw of seeds and documents, and for every seed, curves and level are made anew.
+    At its own most a method has no choice of rate left, and the other has: so the same is made at LEVELS below, too.
 
     Returns:
-        The finding, beside it the one with each method at the rate that learned most; or a sentence why there is none.
+        The finding, beside it the one with each method at the rate that learned most and those at lower levels; or a sentence
+        why there is none.
     """
     choices = choose(panel, method), choose(panel, reference)
     if choices[0] is None or choices[1] is None:
         return f"{panel.name}: no run of {(method if choices[0] is None else reference).label} was scored"
     pair = choices[0], choices[1]
     seeds = sorted(set.intersection(*(set(choice.scored[lr]) for choice in pair for lr in choice.scores)))
-    curves = [_curves(panel, choice, seeds) for choice in pair]
-    if any(each is None for each in curves):
+    budgets = [_complete_budgets(panel, choice, seeds) for choice in pair]
+    if not all(budgets):
         return f"{panel.name}: {method.label} and {reference.label} have no seed in common at every learning rate, scored at a budget"
-    known = [each for each in curves if each is not None]
+    known = [_curves(panel, choice, seeds, each) for choice, each in zip(pair, budgets, strict=True)]
     level = min(max(float(each[0, 0].mean(axis=0).max()) for each in rates.values()) for rates in known)
     if level <= 0:
         return f"{panel.name}: {method.label} or {reference.label} has learned nothing, so nothing compares at equal learning"
-    least = [forgetting_least(rates, level) for rates in known]
-    most = [[choice.lr] * len(seeds) for choice in pair]
     units = min(panel.measures[effect].units for effect in (LEARNED, FORGOTTEN))
-    found, plainly = (
-        measure(_forgotten_at_common_level, *_by_seed(known[0], ours), *_by_seed(known[1], theirs), units=units)
-        for ours, theirs in (least, most)
-    )
-    reached = [
-        float(_by_seed(rates, chosen)[0][0].mean(axis=0).max()) for rates, chosen in zip(known, least, strict=True)
+
+    def at(share: float, chosen: list[list[float]]) -> Measured:
+        series = (each for rates, lrs in zip(known, chosen, strict=True) for each in _by_seed(rates, lrs))
+        return measure(partial(_forgotten_at_common_level, share=share), *series, units=units)
+
+    chosen = {share: [forgetting_least(rates, share * level) for rates in known] for share in LEVELS}
+    least = chosen[1.0]
+    means = [_by_seed(rates, lrs)[0][0].mean(axis=0) for rates, lrs in zip(known, least, strict=True)]
+    reached = np.array([min(float(mean.max()) for mean in means)])
+    tokens = [
+        round(float(interpolate(mean[None], np.array([each], dtype=np.float64), reached)[0]))
+        for mean, each in zip(means, budgets, strict=True)
     ]
     return Finding(
         claim=claim, panel=panel.name, what=EQUAL_LEARNING, method=method.label, reference=reference.label,
         against=NAMES[reference.role], rank=method.rank, unit=panel.measures[FORGOTTEN].unit, tokens=max(choice.tokens for choice in pair),
-        measured=found, plain=plainly,
-        details={"level": min(reached), "lr": sorted(set(least[0])), "lr_reference": sorted(set(least[1])), "documents": units},
+        measured=at(1.0, least), plain=at(1.0, [[choice.lr] * len(seeds) for choice in pair]),
+        levels={share: at(share, lrs) for share, lrs in chosen.items()},
+        details={"level": float(reached[0]), "tokens_at_level": tokens[0], "tokens_at_level_reference": tokens[1],
+                 "lr": sorted(set(least[0])), "lr_reference": sorted(set(least[1])), "documents": units},
     )  # fmt: skip
 
 
@@ -112,20 +123,20 @@ def forgetting_least(rates: Mapping[float, Floats], level: float) -> list[float]
     return found
 
 
-def _curves(panel: Panel, choice: Choice, seeds: list[int]) -> dict[float, Floats] | None:
-    """Rate that could be chosen -> what was learned and forgotten, [2, 1 + draws, seeds, budgets].
-
-    Budgets are those at which all of these runs were scored; None without one.
-    """
-    cells, effects = panel.cells(choice.arm), (LEARNED, FORGOTTEN)
+def _complete_budgets(panel: Panel, choice: Choice, seeds: list[int]) -> list[int]:
+    """Budgets at which the runs of these seeds were scored at every rate that could be chosen."""
+    cells = panel.cells(choice.arm)
     runs = [cells[lr, seed] for lr in choice.scores for seed in seeds]
-    budgets = [
+    return [
         tokens
         for tokens in panel.budgets(choice.arm)
-        if all(panel.score(run, effect, tokens) is not None for run in runs for effect in effects)
+        if runs and all(panel.score(run, effect, tokens) is not None for run in runs for effect in (LEARNED, FORGOTTEN))
     ]
-    if not runs or not budgets:
-        return None
+
+
+def _curves(panel: Panel, choice: Choice, seeds: list[int], budgets: list[int]) -> dict[float, Floats]:
+    """Rate that could be chosen -> what was learned and forgotten, [2, 1 + draws, seeds, budgets]."""
+    cells, effects = panel.cells(choice.arm), (LEARNED, FORGOTTEN)
     return {
         lr: np.moveaxis(
             np.array([[[panel.replicates(cells[lr, s], e, t) for t in budgets] for s in seeds] for e in effects]), -1, 1
@@ -153,10 +164,10 @@ def optimism(panel: Panel, choice: Choice) -> float | None:
 
 
 def _forgotten_at_common_level(
-    learned: Floats, forgotten: Floats, learned_ref: Floats, forgotten_ref: Floats
+    learned: Floats, forgotten: Floats, learned_ref: Floats, forgotten_ref: Floats, *, share: float
 ) -> Floats:
-    """[m, budgets] each -> [m]."""
-    level = np.minimum(learned.max(axis=1), learned_ref.max(axis=1))
+    """[m, budgets] each -> [m]; at this share of the most that both have learned."""
+    level = share * np.minimum(learned.max(axis=1), learned_ref.max(axis=1))
     found = interpolate(learned_ref, forgotten_ref, level) - interpolate(learned, forgotten, level)
     return np.where(level > 0, found, np.nan)
 
@@ -166,7 +177,7 @@ def interpolate(learned: Floats, forgotten: Floats, level: Floats) -> Floats:
 
     Args:
         learned: [m, budgets].
-        forgotten: [m, budgets].
+        forgotten: [m, budgets]; or what else grows along the curve, such as tokens.
         level: [m], above 0 and at most the largest of `learned`.
 
     Returns:

@@ -18,14 +18,14 @@ from evals.claims.comparisons import optimism
 from evals.claims.estimates import DRAWS, UNDECIDED
 from evals.claims.figures import Drawn
 from evals.claims.findings import ALPHA, Answer, Finding
-from evals.claims.reasons import reasons, short, verdicts
+from evals.claims.reasons import is_limited, reasons, short, verdicts
 from evals.claims.result import Result
 from evals.claims.roles import Arm, setting
 from evals.claims.selection import Choice
 from evals.claims.study import FORGOTTEN, LEARNED, LEARNED_ACCURACY, Panel, StudyRun
 from evals.claims.wording import interval, number_of
 from evals.errors import EvalError
-from evals.formatting import UNKNOWN, count, duration
+from evals.formatting import UNKNOWN, count, duration, percent
 
 WRITTEN_BY = "<!-- Written by `python -m evals claims`; only what is between notes and end of notes stays. -->"
 _NOTES = re.compile(r"<!-- notes: ([a-z0-9 ]+)(?:, for ([0-9a-f]+))? -->\n(.*?)<!-- end of notes -->", re.DOTALL)
@@ -126,13 +126,15 @@ def _what_was_run(result: Result) -> Iterator[str]:
     runs = [run for panel in study.panels for run in panel.runs]
     statuses = ", ".join(f"{n} {status}" for status, n in sorted(study.statuses.items()))
     seconds = math.fsum(_number(run.record.get("seconds")) for run in runs)
+    changed = sum(bool(setting(run.record, "git.changed_files")) for run in runs)
+    uncommitted = f", {changed} of them with uncommitted files" if changed else ""
     yield "## What was run"
     yield ""
     sweeps = f"Sweeps: {', '.join(study.sweeps)}. " if study.sweeps else ""
     diverged = sum(run.is_diverged for run in runs)
     yield (
-        f"{sweeps}{sum(study.statuses.values())} runs ({statuses}), of which {len(runs)} count below; {diverged} of these diverged. "
-        f"Together they took {duration(seconds)}. Commit: {_commits(runs)}."
+        f"{sweeps}{sum(study.statuses.values())} runs ({statuses}), of which {len(runs)} count below{uncommitted}; {diverged} of these diverged "
+        f"(their loss or answers stopped being numbers). These {len(runs)} trained for {duration(seconds)}, evaluations apart. Commit: {_commits(runs)}."
     )
     yield ""
     yield "| task | base | methods | learning rates × seeds | budgets (tokens) | held-out text |"
@@ -185,7 +187,7 @@ def _table(result: Result) -> Iterator[str]:
         title, said = f"{claim.number}. {claim.text}", set[tuple[str, str]]()
         for group in _groups(each):
             first = group[0]
-            what = f"{first.what}, against {first.against}, {count(first.tokens)} tokens ({first.unit})"
+            what = f"{first.what}, against {first.against}, {_budget(first)} tokens ({first.unit})"
             values = "<br>".join(f"{short(f)}: {interval(f.measured, f.unit)}" for f in group)
             fresh = [reason for reason in reasons(result, group) if (first.panel, reason) not in said]
             said |= {(first.panel, reason) for reason in fresh}
@@ -206,27 +208,36 @@ def _by_chance(result: Result) -> str:
     able = result.testable
     decided = [f for f in able if f.measured.verdict != UNDECIDED]
     kept = [f for f in able if result.verdict_corrected(f) != UNDECIDED]
+    sure = sum(is_limited(f) for f in kept)
+    certain = f"; of {sure} of these the outcome was certain beforehand" if sure else ""
     return (
         f"Of the {len(able)} comparisons that can have a verdict, {ALPHA * len(able):.2g} would have one by chance if no method differed "
-        f"from another. {len(decided)} have one, {len(kept)} of them also when all comparisons are corrected for (Holm)."
+        f"from another. {len(decided)} have one, {len(kept)} of them also when all comparisons are corrected for (Holm){certain}."
     )
 
 
 def _reading(result: Result) -> str:
-    return (
-        "Learned is the decrease of the loss on held-out text of the new domain since before training, forgotten its increase on "
-        "that of the old domain. Every estimate is arranged so that above the threshold (zero, unless said otherwise) is the claim's "
-        "side: *holds* means that the whole 95 % interval is there, *does not hold* that it is on the other side, *undecided* neither. "
-        f"Intervals span a bootstrap ({DRAWS:,} draws) of seeds and documents, each drawn on its own, and Student's t over seeds with "
-        "the documents' variance added: with few seeds the first is too narrow. Methods are compared at equal seed, batches and "
-        "documents. At equal budgets each method is at its best learning rate, that which learned most; as the best of several is too good "
-        "by chance, differences are cross-fitted: a seed's score on one half of the documents is that of the rate which other seeds chose on "
-        "the other half. At equal learning each method is at the rate that forgets least where both have learned as much: a seed's curve is "
-        "that of the rate which reaches that level and forgot least there on the mean of the other seeds, over all documents. Beside both stands the "
-        "figure with each method at the rate that learned most with all seeds and documents. The intervals are for one look each; p is that "
-        "of Student's t with one degree of freedom less than seeds at most (of the ratio over seeds, than learning rates), so that it can be above 0.05 where the interval "
-        f"decides, and p (Holm) is corrected for all {len(result.testable)} comparisons that can have a verdict."
+    parts = (
+        "**Learned** is the decrease of the loss on held-out text of the new domain since before training, **forgotten** its increase on "
+        "that of the old domain.",
+        "**Verdicts.** Every estimate is arranged so that above the threshold (zero, unless said otherwise) is the claim's side: *holds* "
+        "means that the whole 95 % interval is there, *does not hold* that it is on the other side, *undecided* neither.",
+        f"**Intervals** span a bootstrap ({DRAWS:,} draws) of seeds and documents, each drawn on its own, and Student's t over seeds with "
+        "the documents' variance added: with few seeds the first is too narrow. For ranks, matrices take the place of documents. "
+        "Methods are compared at equal seed, batches and documents.",
+        "**At equal budgets** each method is at its best learning rate, that which learned most. The best of several looks better than it "
+        "is, by luck, so differences are cross-fitted: a seed's score on one half of the documents is that of the rate which other seeds chose on "
+        "the other half.",
+        "**At equal learning** the level is the most that both methods have learned, and each is at the rate that forgot least where it first reached "
+        "it, for each seed chosen on the mean of the other seeds, over all documents. A run is read before its end there, when its learning rate "
+        "may not yet have come down.",
+        "**At the rates that learned most**, in the last column, is the figure with each method at the rate that learned most with all seeds and "
+        "documents.",
+        "**p** is that of Student's t with one degree of freedom less than seeds at most (of the ratio over seeds, than learning rates): it can be "
+        "above 0.05 where the interval decides, which trusts the documents' variance, too. The intervals are for one look each; p (Holm) is "
+        f"corrected for all {len(result.testable)} comparisons that can have a verdict.",
     )
+    return "\n".join(f"- {part}" for part in parts)
 
 
 def _section(result: Result, number: int) -> Iterator[str]:
@@ -251,11 +262,12 @@ def _section(result: Result, number: int) -> Iterator[str]:
         )
         other = UNKNOWN if f.plain is None else interval(f.plain, unit)
         yield (
-            f"| {f.panel} | {f.what} ({unit}) | {f.method} | {f.reference} | {count(f.tokens)} | {m.seeds} | {interval(m, unit)} | {boot} | "
+            f"| {f.panel} | {f.what} ({unit}) | {f.method} | {f.reference} | {_budget(f)} | {m.seeds} | {interval(m, unit)} | {boot} | "
             f"{student} | {m.verdict} | {_p(m.p)} | {_p(result.corrected[id(f)])} | {other} |"
         )
     yield ""
     yield from _curves(found)
+    yield from _levels(found)
     yield from _details(found)
 
 
@@ -275,8 +287,28 @@ def _curves(found: Answer) -> Iterator[str]:
         yield ""
 
 
+def _levels(found: Answer) -> Iterator[str]:
+    able = [f for f in found.findings if f.levels]
+    if not able:
+        return
+    shares = sorted({share for f in able for share in f.levels}, reverse=True)
+    yield (
+        "Over levels of learning, in shares of the most that both have learned: there one of the two has no choice of its rate left; below, "
+        "both have. What decides is the first column."
+    )
+    yield ""
+    yield f"| task | what | method | against | {' | '.join(percent(share, 0) for share in shares)} |"
+    yield "|---|---|---|---|" + "---|" * len(shares)
+    for f in able:
+        cells = [interval(f.levels[share], f.unit) if share in f.levels else UNKNOWN for share in shares]
+        yield f"| {f.panel} | {f.what} | {f.method} | {f.reference} | {' | '.join(cells)} |"
+    yield ""
+
+
 DETAILS = {
-    "level": "learned there",
+    "level": "level of learning",
+    "tokens_at_level": "method's tokens there",
+    "tokens_at_level_reference": "other's tokens there",
     "of_method": "method's value",
     "of_reference": "other's value",
     "lr": "method's learning rate",
@@ -405,6 +437,11 @@ def _repeat(result: Result, command: str, folder: str) -> Iterator[str]:
     yield "```"
     yield ""
     yield f"All numbers are in [{folder}/claims.json]({folder}/claims.json)."
+
+
+def _budget(finding: Finding) -> str:
+    """The tokens of a comparison; of one at equal learning, the most that either may have taken."""
+    return f"{'up to ' if finding.levels else ''}{count(finding.tokens)}"
 
 
 def _groups(found: Answer) -> list[list[Finding]]:

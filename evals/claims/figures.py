@@ -22,7 +22,7 @@ from evals.claims.roles import (
     Arm,
 )
 from evals.claims.selection import Choice
-from evals.claims.study import FORGOTTEN, LEARNED, Panel
+from evals.claims.study import FORGOTTEN, LEARNED, Panel, StudyRun
 from evals.report.plots import INK, KIND_COLORS, OTHER_COLORS
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def draw(result: Result) -> Iterator[Drawn]:
         yield Drawn(
             0,
             "learned_forgotten",
-            "Learned and forgotten along the budgets, each method at its best learning rate: the line is the mean over seeds, "
-            "from the model before training at (0, 0); small points are the seeds at the largest budget.",
+            "Learned and forgotten along the budgets: a line with markers is a method at its best learning rate, the mean over seeds, "
+            "from the model before training at (0, 0); small points are the seeds at the largest budget; a faint line is the same method at "
+            "another learning rate.",
             _learned_forgotten(panels, result.choices),
         )
         for claim, each in result.answers:
@@ -114,15 +115,14 @@ def _learned_forgotten(panels: Sequence[Panel], choices: Mapping[str, Sequence[C
         for choice in choices[panel.name]:
             color, line, marker = looks[choice.arm]
             cells = panel.cells(choice.arm)
+            for lr in sorted({lr for lr, _ in cells} - {choice.lr}):
+                others = [run for (rate, _), run in cells.items() if rate == lr]
+                axis.plot(*_along_budgets(panel, choice.arm, others), line, color=color, lw=0.8, alpha=0.35)
             runs = [cells[choice.lr, seed] for seed in choice.seeds]
-            points = [(0.0, 0.0)]
-            for tokens in panel.budgets(choice.arm):
-                x, y = (_mean([panel.score(run, effect, tokens) for run in runs]) for effect in (FORGOTTEN, LEARNED))
-                if x is not None and y is not None:
-                    points.append((x, y))
             axis.plot(
-                *zip(*points, strict=True), line, color=color, marker=marker, ms=4, lw=1.4, label=choice.arm.label
-            )
+                *_along_budgets(panel, choice.arm, runs), line, color=color, marker=marker, ms=4, lw=1.4,
+                label=choice.arm.label,
+            )  # fmt: skip
             for run in runs:
                 x, y = (panel.score(run, effect, choice.tokens) for effect in (FORGOTTEN, LEARNED))
                 if x is not None and y is not None:
@@ -134,6 +134,16 @@ def _learned_forgotten(panels: Sequence[Panel], choices: Mapping[str, Sequence[C
         axis.set_ylabel(f"learned ({panel.measures[LEARNED].unit})")
     _legend(figure, axes)
     return figure
+
+
+def _along_budgets(panel: Panel, arm: Arm, runs: Sequence[StudyRun]) -> tuple[list[float], list[float]]:
+    """What runs forgot and learned on their mean, from (0, 0) on; budgets that one of them was not scored at are left out."""
+    points = [(0.0, 0.0)]
+    for tokens in panel.budgets(arm):
+        x, y = (_mean([panel.score(run, effect, tokens) for run in runs]) for effect in (FORGOTTEN, LEARNED))
+        if x is not None and y is not None:
+            points.append((x, y))
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _differences(findings: Sequence[Finding], label: str) -> Figure:

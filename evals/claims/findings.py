@@ -29,6 +29,7 @@ class Finding:
         measured: what decides.
         plain: the same with each method at the rate that learned most with all seeds and documents, where that is another.
         curve: tokens -> estimate, at every budget that both have.
+        levels: of what is compared at equal learning, share of the level -> estimate there.
         details: further numbers, by their names.
     """
 
@@ -44,6 +45,7 @@ class Finding:
     measured: Measured
     plain: Measured | None = None
     curve: Mapping[int, Measured] = field(default_factory=dict)
+    levels: Mapping[float, Measured] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Finding:
             "measured": self.measured.as_dict(),
             "plain": None if self.plain is None else self.plain.as_dict(),
             "curve": [{"tokens": tokens} | each.as_dict() for tokens, each in sorted(self.curve.items())],
+            "levels": [{"share": share} | each.as_dict() for share, each in self.levels.items()],
             "details": dict(self.details),
         }
 

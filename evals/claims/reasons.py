@@ -9,7 +9,7 @@ from scipy import stats
 
 from evals.claims.comparisons import EQUAL_LEARNING
 from evals.claims.estimates import FAILS, HOLDS, LEVEL, UNDECIDED, Measured
-from evals.claims.findings import Finding
+from evals.claims.findings import ALPHA, Finding
 from evals.claims.rank_growth import LEAST_RATIO
 from evals.claims.result import Result
 from evals.claims.roles import setting
@@ -25,7 +25,8 @@ def reasons(result: Result, findings: Sequence[Finding]) -> list[str]:
     choices = {choice.arm.label: choice for choice in result.choices[panel.name]}
     found = [*_width(findings), *_size(findings), *_rank_limits(findings), *_edges(findings, choices)]
     found += [*_training_loss(findings), *_diverged(findings), *_trained(panel, findings)]
-    return [*found, *_few(findings), *_beside_full(findings), *_disagreements(findings)]
+    found += [*_few(findings), *_beside_full(findings), *_disagreements(findings)]
+    return [*found, *_levels(findings), *_seeds_alone(findings)]
 
 
 def _width(findings: Sequence[Finding]) -> Iterator[str]:
@@ -34,7 +35,7 @@ def _width(findings: Sequence[Finding]) -> Iterator[str]:
     wide = [f for f in findings if f.measured.verdict == UNDECIDED and f.measured.seeds > 1 and f.measured.has_interval]
     shares = [share for f in wide if math.isfinite(share := _way_to_end(f.measured))]
     if shares:
-        yield f"{_named(wide)}{_threshold(wide[0])} is {_range(shares)} of the way from the estimate to the end of its interval"
+        yield f"{_named(wide)}{_threshold(wide[0])} lies {_range(shares, percent=True)} of the way from the estimate to the end of its interval"
     # Of a ratio the standard error is that of its logarithm, and over learning rates.
     if by_t := [f for f in wide if f.unit != "ratio" and _is_by_t(f.measured)]:
         times = max(float(stats.t.ppf((1 + LEVEL) / 2, f.measured.degrees)) for f in by_t)
@@ -69,7 +70,7 @@ def _size(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _rank_limits(findings: Sequence[Finding]) -> Iterator[str]:
-    limited = [f for f in findings if f.details.get("most_possible", math.inf) < LEAST_RATIO]
+    limited = [f for f in findings if is_limited(f)]
     if limited:
         full = limited[0].details["full_rank"]
         yield (
@@ -103,7 +104,7 @@ def _training_loss(findings: Sequence[Finding]) -> Iterator[str]:
         f"{short(f)} {ours - theirs:+.3f}" for f, ours, theirs in losses if ours is not None and theirs is not None
     ]
     if findings[0].claim == 6 and parts:
-        yield f"the training loss (with dropout on, in nats per token) is other by {_listed(parts)}".replace("-", MINUS)
+        yield f"the training loss (with dropout on, in nats per token) differs by {_listed(parts)}".replace("-", MINUS)
 
 
 def _diverged(findings: Sequence[Finding]) -> Iterator[str]:
@@ -147,6 +148,28 @@ def _disagreements(findings: Sequence[Finding]) -> Iterator[str]:
         is_least = findings[0].what == EQUAL_LEARNING
         otherwise = "with each method at the rate that learned most" if is_least else "without cross-fitting"
         yield f"{_named(other)}{otherwise} the verdict would be: {_listed(sorted({f.plain.verdict for f in other if f.plain}))}"
+
+
+def _levels(findings: Sequence[Finding]) -> Iterator[str]:
+    """Findings whose verdict is another where less was learned."""
+    for f in findings:
+        other = {share: each.verdict for share, each in f.levels.items() if each.verdict != f.measured.verdict}
+        if other:
+            parts = [f"at {percent(share, 0)} of that level {verdict}" for share, verdict in other.items()]
+            yield f"{_named([f])}the verdict depends on the level: {_listed(parts)}"
+
+
+def _seeds_alone(findings: Sequence[Finding]) -> Iterator[str]:
+    weak = [f for f in findings if f.measured.verdict != UNDECIDED and f.measured.p >= ALPHA]
+    if weak:
+        ps = [f"{f.measured.p:.3f}" for f in weak]
+        seeds = max(f.measured.seeds for f in weak)
+        yield f"{_named(weak)}decided by the interval, while p, which takes {seeds} seeds for all there is, is {_listed(ps)}"
+
+
+def is_limited(finding: Finding) -> bool:
+    """Whether the largest ratio of ranks that the matrices allow is below the claim's."""
+    return bool(finding.details.get("most_possible", math.inf) < LEAST_RATIO)
 
 
 def verdicts(findings: Sequence[Finding], verdict_of: Callable[[Finding], str] = lambda f: f.measured.verdict) -> str:

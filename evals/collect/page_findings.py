@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from evals import formatting as fmt
 
 Document = Mapping[str, Any]
+MOST_GROUPS = 4
+"""Sets of tasks of which it is said what was learned most."""
 MIN_SPREAD = 3
 """Finished runs that a method needs for its spread to be spoken of."""
 
@@ -18,7 +21,12 @@ def findings(document: Document) -> list[str]:
     runs = document["runs"]
     scored = _scored(runs)
     front = _front(document, scored)
-    most = _most_learned(scored)
+    groups = _over_the_same_tasks(scored)
+    most = [
+        sentence
+        for tasks, alike in groups[:MOST_GROUPS]
+        for sentence in _most_learned(alike, f" of {tasks}" if len(groups) > 1 and tasks else "")
+    ]
     return [sentence for sentence in (front, *most, _spreads(document)) if sentence]
 
 
@@ -70,6 +78,16 @@ def _scored(runs: Sequence[Mapping[str, Any]]) -> Scored:
     return [(run, point) for run, point in pairs if _units(point) == usual]
 
 
+def _over_the_same_tasks(scored: Scored) -> list[tuple[str, Scored]]:
+    """Runs by the tasks that tell what they learned and forgot, which can't be compared across; the most runs first."""
+    groups: dict[str, tuple[str, Scored]] = {}
+    for run, point in scored:
+        over = point.get("over") or {}
+        _, alike = groups.setdefault(json.dumps(over, sort_keys=True), (", ".join(over.get("learned") or ()), []))
+        alike.append((run, point))
+    return sorted(groups.values(), key=lambda group: len(group[1]), reverse=True)
+
+
 def _units(point: Mapping[str, Any]) -> tuple[str, str] | None:
     learned, forgotten = point.get("learned"), point.get("forgotten")
     return (learned["unit"], forgotten["unit"]) if learned and forgotten else None
@@ -88,13 +106,11 @@ def _front(document: Document, scored: Scored) -> str:
     )
 
 
-def _most_learned(scored: Scored) -> Iterator[str]:
-    if not scored:
-        return
+def _most_learned(scored: Scored, of: str) -> Iterator[str]:
     run, point = max(scored, key=lambda pair: pair[1]["learned"]["value"])
     most = point["learned"]["value"]
     yield (
-        f"Most learned: {_name(run)}, {interval(point['learned'])}{_unit(point['learned'])}, having forgotten "
+        f"Most learned{of}: {_name(run)}, {interval(point['learned'])}{_unit(point['learned'])}, having forgotten "
         f"{interval(point['forgotten'])}{_unit(point['forgotten'])}."
     )
     near = [pair for pair in scored if pair[1]["learned"]["value"] >= 0.8 * most > 0]
@@ -103,7 +119,7 @@ def _most_learned(scored: Scored) -> Iterator[str]:
     other, kept = min(near, key=lambda pair: pair[1]["forgotten"]["value"])
     if other is not run:
         yield (
-            f"Least forgotten among the {len(near)} runs that learned at least 80 % of that: {_name(other)}, "
+            f"Least forgotten among the {len(near)} runs that learned at least 80 % as much{of}: {_name(other)}, "
             f"{interval(kept['forgotten'])}, having learned {interval(kept['learned'])}."
         )
 

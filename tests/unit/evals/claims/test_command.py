@@ -77,6 +77,26 @@ def test_the_table_says_what_chance_and_the_correction_make_of_it(small: Path) -
     assert text.count("<br>corrected: **undecided**") == len(lost)
 
 
+def test_of_a_rank_that_cannot_be_the_outcome_was_certain(tmp_path: Path) -> None:
+    methods = {"full": Method(k=100), "lora_r64": Method(kind="lora", rank=64)}
+    make_study(tmp_path / "runs", methods, rates=(3e-4,), budgets=(16, 32), documents=20)
+    run_claims([tmp_path / "runs"], tmp_path / "study.md")
+    assert (
+        "corrected for (Holm); of 1 of these the outcome was certain beforehand." in (tmp_path / "study.md").read_text()
+    )
+
+
+def test_files_that_were_not_committed_are_said(small: Path) -> None:
+    path = small / "code-full-lr0.0003-seed1" / "run.json"
+    content = json.loads(path.read_text())
+    content["git"]["changed_files"] = 2
+    path.write_text(json.dumps(content))
+    run_claims([small], Path("study.md"))
+    assert (
+        "of which 4 count below, 1 of them with uncommitted files; 0 of these diverged" in Path("study.md").read_text()
+    )
+
+
 def test_a_document_that_is_no_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("study.md").write_bytes(b"\xff\xfe")
     assert main(["claims", str(small), "--out", "study.md"]) == 2

@@ -92,8 +92,17 @@ def test_forgetting_is_compared_at_the_most_that_both_have_learned(tmp_path: Pat
     got = found(at_equal_learning(panel, 2, LORA, FULL))
     # Both effects grow alike with tokens, so that curves are straight: full has forgotten 0.4 * 0.4 / 0.6 at 0.4.
     assert got.details["level"] == pytest.approx(0.4, abs=0.02)
-    assert got.measured.low < 0.4 * 0.4 / 0.6 - 0.1 < got.measured.high
+    truth = 0.4 * 0.4 / 0.6 - 0.1
+    assert got.measured.low < truth < got.measured.high
     assert got.measured.verdict == HOLDS
+    # Straight curves: where both have learned half as much, the difference is half as large.
+    assert list(got.levels) == [1.0, 0.75, 0.5, 0.25]
+    assert got.levels[1.0] == got.measured
+    for share, measured in got.levels.items():
+        assert measured.low < share * truth < measured.high
+    # LoRA at its end, full finetuning when 0.6 * sqrt(tokens / 32,000) was 0.4.
+    assert got.details["tokens_at_level"] == 32_000
+    assert got.details["tokens_at_level_reference"] == pytest.approx(32_000 * (0.4 / 0.6) ** 2, rel=0.1)
 
 
 def test_at_equal_learning_each_method_has_the_rate_that_forgets_least_there(tmp_path: Path) -> None:
@@ -107,6 +116,8 @@ def test_at_equal_learning_each_method_has_the_rate_that_forgets_least_there(tmp
     assert (got.details["lr"], got.details["lr_reference"]) == ([1e-3], [3e-4])
     assert got.measured.value == pytest.approx(0.05 * 0.4 / 0.55 - 0.1, abs=0.02)
     assert got.measured.verdict == FAILS
+    # Where half as much was learned, the rate that forgot nothing has learned enough.
+    assert got.levels[0.5].value == pytest.approx(0.0 - 0.05, abs=0.02)
     assert got.plain is not None
     assert got.plain.value == pytest.approx(0.5 * 0.4 / 0.6 - 0.1, abs=0.02)
     assert got.plain.verdict == HOLDS

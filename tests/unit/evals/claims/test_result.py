@@ -116,7 +116,7 @@ def test_reasons_are_the_numbers(papers_way: Result, other_way: Result, tmp_path
     assert "of the parameters that full finetuning trains, 2.0 % with LoRA r4 and 8.0 % with LoRA r16" in said
     hidden_key = of_claim(papers_way, 6)
     assert reasons(papers_way, hidden_key)[-1].startswith(
-        "the training loss (with dropout on, in nats per token) is other by r16 \N{MINUS SIGN}0.0"
+        "the training loss (with dropout on, in nats per token) differs by r16 \N{MINUS SIGN}0.0"
     )
     assert "r16: the difference is on the other side, and its interval, too" in reasons(
         other_way, of_claim(other_way, 1)
@@ -143,8 +143,26 @@ def test_an_undecided_difference_says_how_far_it_is_from_decided(tmp_path: Path)
     end = measured.low if measured.value > 0 else measured.high
     said = reasons(result, [finding])
     share = measured.value / (measured.value - end)
-    assert f"r16: zero is {share:.2g} of the way from the estimate to the end of its interval" in said
+    assert f"r16: zero lies {100 * share:.0f} % of the way from the estimate to the end of its interval" in said
     assert verdicts([finding]) == "**undecided**"
+
+
+def test_verdicts_that_hang_on_a_choice_are_named(papers_way: Result) -> None:
+    found = next(f for f in of_claim(papers_way, 2) if f.what == EQUAL_LEARNING and f.rank == 4)
+    assert {each.verdict for each in found.levels.values()} == {HOLDS}
+    assert not any("level" in each for each in reasons(papers_way, [found]))
+    wide, opposite = (
+        replace(found.measured, boot_low=low, boot_high=high) for low, high in ((-1.0, 1.0), (-0.2, -0.1))
+    )
+    opposite = replace(opposite, t_low=-0.2, t_high=-0.1)
+    depends = replace(found, levels={1.0: found.measured, 0.75: found.measured, 0.5: wide, 0.25: opposite})
+    said = (
+        "r4: the verdict depends on the level: at 50 % of that level undecided and at 25 % of that level does not hold"
+    )
+    assert said in reasons(papers_way, [depends])
+    few = "r4: decided by the interval, while p, which takes 3 seeds for all there is, is 0.060"
+    assert few in reasons(papers_way, [replace(found, measured=replace(found.measured, p=0.06))])
+    assert few not in reasons(papers_way, [replace(found, measured=replace(wide, p=0.06))])
 
 
 def test_standard_errors_are_named_only_where_they_make_the_interval(papers_way: Result) -> None:

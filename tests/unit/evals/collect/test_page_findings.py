@@ -54,11 +54,33 @@ def test_findings_name_the_runs_they_are_about() -> None:
         == "Most learned: a (full finetuning), +20.0 points (+18.0 to +22.0), having forgotten +10.0 points (+8.0 to +12.0)."
     )
     assert near.startswith(
-        "Least forgotten among the 3 runs that learned at least 80 % of that: b (LoRA rank 16), +4.0 points"
+        "Least forgotten among the 3 runs that learned at least 80 % as much: b (LoRA rank 16), +4.0 points"
     )
     assert (
         "with MonteCLoRA rank 8 (1.0 points between the worst and the best of 5 runs), most with LoRA rank 8 (10.0"
         in spreads
+    )
+
+
+def test_runs_of_other_tasks_are_not_compared() -> None:
+    def over(runs: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+        for each in runs:
+            each["final"]["over"] = {"learned": [task], "forgotten": ["prose"]}
+        return runs
+
+    code = over([run("a", "full finetuning", 0.20, 0.10), run("b", "LoRA", 0.19, 0.04)], "code")
+    pairs = over(
+        [run("c", "full finetuning", 0.90, 0.20), run("d", "LoRA", 0.8, 0.05), run("e", "LoRA", 0.1, 0.0)], "pairs"
+    )
+    said = [sentence.partition(",")[0] for sentence in findings({"runs": code + pairs})]
+    assert said == [
+        "Most learned of pairs: c (full finetuning)",
+        "Least forgotten among the 2 runs that learned at least 80 % as much of pairs: d (LoRA)",
+        "Most learned of code: a (full finetuning)",
+        "Least forgotten among the 2 runs that learned at least 80 % as much of code: b (LoRA)",
+    ]
+    assert (
+        next(sentence.partition(",")[0] for sentence in findings({"runs": code})) == "Most learned: a (full finetuning)"
     )
 
 
