@@ -153,9 +153,12 @@ def _disagreements(findings: Sequence[Finding]) -> Iterator[str]:
 def _levels(findings: Sequence[Finding]) -> Iterator[str]:
     """Findings whose verdict is another where less was learned."""
     for f in findings:
-        other = {share: each.verdict for share, each in f.levels.items() if each.verdict != f.measured.verdict}
-        if other:
-            parts = [f"at {percent(share, 0)} of that level {verdict}" for share, verdict in other.items()]
+        others: dict[str, list[str]] = {}
+        for share, each in f.levels.items():
+            if each.verdict != f.measured.verdict:
+                others.setdefault(each.verdict, []).append(percent(share, 0))
+        if others:
+            parts = [f"{verdict} at {_listed(shares)} of it" for verdict, shares in others.items()]
             yield f"{_named([f])}the verdict depends on the level: {_listed(parts)}"
 
 

@@ -155,10 +155,8 @@ def test_verdicts_that_hang_on_a_choice_are_named(papers_way: Result) -> None:
         replace(found.measured, boot_low=low, boot_high=high) for low, high in ((-1.0, 1.0), (-0.2, -0.1))
     )
     opposite = replace(opposite, t_low=-0.2, t_high=-0.1)
-    depends = replace(found, levels={1.0: found.measured, 0.75: found.measured, 0.5: wide, 0.25: opposite})
-    said = (
-        "r4: the verdict depends on the level: at 50 % of that level undecided and at 25 % of that level does not hold"
-    )
+    depends = replace(found, levels={1.0: found.measured, 0.75: wide, 0.5: wide, 0.25: opposite})
+    said = "r4: the verdict depends on the level: undecided at 75 % and 50 % of it and does not hold at 25 % of it"
     assert said in reasons(papers_way, [depends])
     few = "r4: decided by the interval, while p, which takes 3 seeds for all there is, is 0.060"
     assert few in reasons(papers_way, [replace(found, measured=replace(found.measured, p=0.06))])
