@@ -74,7 +74,7 @@ def draw(result: Result) -> Iterator[Drawn]:
             "learned_forgotten",
             "Learned and forgotten along the budgets: a line with markers is a method at its best learning rate, the mean over seeds, "
             "from the model before training at (0, 0); small points are the seeds at the largest budget; a faint line is the same method at "
-            "another learning rate.",
+            "another learning rate, some of which leave the frame.",
             _learned_forgotten(panels, result.choices),
         )
         for claim, each in result.answers:
@@ -115,9 +115,6 @@ def _learned_forgotten(panels: Sequence[Panel], choices: Mapping[str, Sequence[C
         for choice in choices[panel.name]:
             color, line, marker = looks[choice.arm]
             cells = panel.cells(choice.arm)
-            for lr in sorted({lr for lr, _ in cells} - {choice.lr}):
-                others = [run for (rate, _), run in cells.items() if rate == lr]
-                axis.plot(*_along_budgets(panel, choice.arm, others), line, color=color, lw=0.8, alpha=0.35)
             runs = [cells[choice.lr, seed] for seed in choice.seeds]
             axis.plot(
                 *_along_budgets(panel, choice.arm, runs), line, color=color, marker=marker, ms=4, lw=1.4,
@@ -127,6 +124,14 @@ def _learned_forgotten(panels: Sequence[Panel], choices: Mapping[str, Sequence[C
                 x, y = (panel.score(run, effect, choice.tokens) for effect in (FORGOTTEN, LEARNED))
                 if x is not None and y is not None:
                     axis.plot(x, y, marker, color=color, ms=3, alpha=0.5, mew=0)
+        # The frame is that of the best rates: a rate that is far too high would leave no room for them.
+        axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
+        for choice in choices[panel.name]:
+            color, line, _ = looks[choice.arm]
+            cells = panel.cells(choice.arm)
+            for lr in sorted({lr for lr, _ in cells} - {choice.lr}):
+                others = [run for (rate, _), run in cells.items() if rate == lr]
+                axis.plot(*_along_budgets(panel, choice.arm, others), line, color=color, lw=1, alpha=0.45)
         axis.axvline(0, color=INK, lw=0.8, alpha=0.35)
         axis.axhline(0, color=INK, lw=0.8, alpha=0.35)
         axis.set_title(f"{panel.name} ({panel.kind})", loc="left", fontsize=10)
