@@ -60,7 +60,7 @@ class LeftOut:
     command: str
 
 
-BEFORE = "of commit df7565a8c5e7"
+BEFORE = "of commit 16c89ffea17a"
 """The commit whose results/ has the whole runs of before."""
 
 LEFT_OUT = (
@@ -171,8 +171,8 @@ PROMISES = (
         goal=">=0.995", script="packing", claims=("packing_fill_lognormal_*", "packing_fill_gsm8k_and_code_4096"),
     ),
     Promise(
-        text="text becomes ids fast, with the fast engine", measured="MB/s over tokenizers",
-        goal=">=10", script="tokenization", claims=("tokenization_over_tokenizers",),
+        text="text becomes ids fast, with the fast engine", measured="MB/s over tokenizers, and over sentencepiece",
+        goal=">=10", script="tokenization", claims=("tokenization_over_*",),
     ),
     Promise(
         text="and they are the same ids", measured="documents with other ids than sentencepiece",

@@ -376,7 +376,7 @@ class OptimConfig:
 
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; norms, biases and variational parameters have none. Per step a weight shrinks by
-    lr * weight_decay with adamw and muon, by (lr / peak lr) * weight_decay with lionw, as in the study's DecoupledLionW."""
+    lr * weight_decay with adamw and muon, by (lr / peak lr) * weight_decay with lionw, as in arXiv 2405.09673's DecoupledLionW."""
 
     no_decay: tuple[str, ...] = ()
     """More parameters without weight decay, as patterns of their full names, such as *.embed_tokens.*."""
