@@ -33,6 +33,7 @@ from benchmarks.claims import RESULTS, ROOT, TABLE, commit, keep
 from benchmarks.results_table import Result, results_page
 from benchmarks.suite import LEFT_OUT, NOT_RUN, PROMISES, SCRIPTS, Script
 
+REAL_DATA = ROOT.parent / "shared" / "data"
 LIMIT = 2.0
 """Of a script's minutes."""
 SECONDS_TO_END = 60.0
@@ -68,6 +69,13 @@ def run_all(chosen: list[Script], folder: Path, table: Path, *, is_again: bool) 
     folder.mkdir(exist_ok=True)
     begun, failed = time.monotonic(), []
     missing: dict[str, str] = {}
+    others = [script.name for script in chosen if script.takes_real_data and not REAL_DATA.is_dir()]
+    if others:
+        print(
+            f"{REAL_DATA} is not there: {', '.join(others)} take other texts, or another tokenizer, and give other ratios",
+            file=sys.stderr,
+            flush=True,
+        )
     for number, script in enumerate(chosen, 1):
         where = f"[{number}/{len(chosen)}] {script.name}"
         file = folder / f"{script.name}.json"

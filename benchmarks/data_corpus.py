@@ -77,18 +77,22 @@ def write_jsonl(texts: Iterator[str], folder: Path, num_files: int) -> dict[str,
     return {"documents": documents, "bytes": text_bytes, "files": num_files}
 
 
+def tokenizer_label() -> str:
+    """Which model `tokenizer_files` gives."""
+    return "llama-2" if LLAMA_TOKENIZER.is_file() else "demo"
+
+
 def tokenizer_files(folder: Path) -> tuple[Path, Path, str]:
     """A sentencepiece model, the same as a tokenizer.json in `folder` for transformers, and what model it is."""
-    if LLAMA_TOKENIZER.is_file():
-        model, label = LLAMA_TOKENIZER, "llama-2"
-    else:
+    model = LLAMA_TOKENIZER
+    if not model.is_file():
         from data_pipeline.demo.tokenizer import train_tokenizer
 
-        model, label = folder / "tokenizer.model", "demo"
+        model = folder / "tokenizer.model"
         model.write_bytes(train_tokenizer([list(library_texts(2_000_000))], 4096))
     converted = folder / "tokenizer.json"
     convert_tokenizer(model, converted)
-    return model, converted, label
+    return model, converted, tokenizer_label()
 
 
 def convert_tokenizer(model: Path, file: Path) -> None:

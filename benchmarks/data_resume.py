@@ -36,7 +36,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
-from benchmarks.data_corpus import numbered_texts, tokenizer_files, write_jsonl  # noqa: E402
+from benchmarks.data_corpus import numbered_texts, tokenizer_files, tokenizer_label, write_jsonl  # noqa: E402
 
 SEQ_LEN, BATCH, FILES = 1024, 8, 8
 START = 0
@@ -209,7 +209,13 @@ def main() -> None:
             asked.json,
             asked.size,
             {
-                "settings": {"seq_len": SEQ_LEN, "batch": BATCH, "window": window, **corpus},
+                "settings": {
+                    "seq_len": SEQ_LEN,
+                    "batch": BATCH,
+                    "window": window,
+                    "tokenizer": tokenizer_label(),
+                    **corpus,
+                },
                 "exactness": exact,
                 "seconds_to_first_batch": {one.name: {str(k): v for k, v in one.seconds.items()} for one in entered},
                 "claims": claims,

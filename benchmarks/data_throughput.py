@@ -31,7 +31,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
-from benchmarks.data_corpus import library_texts, tokenizer_files, write_jsonl  # noqa: E402
+from benchmarks.data_corpus import library_texts, tokenizer_files, tokenizer_label, write_jsonl  # noqa: E402
 
 SEQ_LEN, BATCH, WORKERS, FILES = 4096, 8, (0, 2), 8
 GOAL = ">=2"
@@ -142,7 +142,6 @@ def main() -> None:
         corpus = write_jsonl(library_texts(megabytes * 1_000_000), documents, FILES)
         print(f"{corpus['bytes'] / 1e6:.0f} MB of text in {corpus['documents']} documents")
         entered = contenders(names, asked.environments, documents, scratch / "of_documents")
-        tokenizer = tokenizer_files(scratch)[2]
         # A token of such text has less than 4 bytes.
         limits = ("--seconds", seconds, "--most-tokens", corpus["bytes"] // 4)
         timed = [one for one in entered if asked.size != "bench" or one.name != REFERENCE]
@@ -156,7 +155,7 @@ def main() -> None:
         print(f"workers {workers}  M tokens/s:", *(f"{name} {value / 1e6:.2f}" for name, value in medians.items()))
     show(claims)
     if asked.json:
-        settings = {"seq_len": SEQ_LEN, "batch": BATCH, "tokenizer": tokenizer, "seconds": seconds, **corpus}
+        settings = {"seq_len": SEQ_LEN, "batch": BATCH, "tokenizer": tokenizer_label(), "seconds": seconds, **corpus}
         write_json(
             asked.json,
             asked.size,

@@ -15,6 +15,8 @@ class Script:
     """What it should take on two quiet cores, peers' environments being there; it is stopped after twice as long."""
     peers: tuple[str, ...] = ()
     """Keys of peers.PEERS: environments that are made before its clock starts."""
+    takes_real_data: bool = False
+    """Whether it takes other texts, or another tokenizer, where shared/data is not beside the repository."""
 
     def command(self) -> list[str]:
         """Its command line, from the root of the repository."""
@@ -25,17 +27,17 @@ SCRIPTS = (
     Script(name="adapter_step", minutes=6),
     Script(name="loss_head", minutes=1.5),
     Script(name="train_step", minutes=7.5),
-    Script(name="instruction_step", minutes=5),
-    Script(name="data_throughput", minutes=5, peers=("mosaicml", "datasets", "litdata")),
-    Script(name="data_resume", minutes=5.5, peers=("mosaicml", "datasets")),
-    Script(name="tokenization", minutes=2),
-    Script(name="packing", minutes=2, peers=("trl",)),
+    Script(name="instruction_step", minutes=5, takes_real_data=True),
+    Script(name="data_throughput", minutes=5, peers=("mosaicml", "datasets", "litdata"), takes_real_data=True),
+    Script(name="data_resume", minutes=5.5, peers=("mosaicml", "datasets"), takes_real_data=True),
+    Script(name="tokenization", minutes=2, takes_real_data=True),
+    Script(name="packing", minutes=2, peers=("trl",), takes_real_data=True),
     Script(name="index_scale", minutes=2),
     Script(name="shuffle_quality", minutes=1),
     Script(name="checkpoint", minutes=8),
     Script(name="chaos", minutes=3),
-    Script(name="eval_scoring", minutes=3),
-    Script(name="eval_generation", minutes=3.5),
+    Script(name="eval_scoring", minutes=3, takes_real_data=True),
+    Script(name="eval_generation", minutes=3.5, takes_real_data=True),
     Script(name="collect", minutes=1),
     Script(name="memory_model", minutes=2),
     Script(name="preflight", minutes=1.5),

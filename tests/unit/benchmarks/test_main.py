@@ -139,6 +139,18 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(
     assert capsys.readouterr().err.endswith("no new result: collect\n")
 
 
+def test_without_real_data_it_is_said_which_ratios_are_others(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "shared"
+    for there in (False, True):
+        monkeypatch.setattr(runner, "REAL_DATA", missing)
+        runner.run_all(TWO, tmp_path, tmp_path / "R.md", is_again=False)
+        said = f"{missing} is not there: packing take other texts, or another tokenizer, and give other ratios"
+        assert (said in capsys.readouterr().err) is not there
+        missing.mkdir(exist_ok=True)
+
+
 def test_a_failure_leaves_the_last_result(ran: list[str], tmp_path: Path) -> None:
     (collect,) = (each for each in TWO if each.name == "collect")
     old = _complete(collect, commit="before", claims=[_claim("collect_1000_seconds")])
