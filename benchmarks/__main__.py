@@ -71,11 +71,8 @@ def run_all(chosen: list[Script], folder: Path, table: Path, *, is_again: bool) 
     missing: dict[str, str] = {}
     others = [script.name for script in chosen if script.takes_real_data and not REAL_DATA.is_dir()]
     if others:
-        print(
-            f"{REAL_DATA} is not there: {', '.join(others)} take other texts, or another tokenizer, and give other ratios",
-            file=sys.stderr,
-            flush=True,
-        )
+        what = "other texts or another tokenizer, and so other ratios"
+        print(f"{REAL_DATA} is not there: {what}, for {', '.join(others)}", file=sys.stderr, flush=True)
     for number, script in enumerate(chosen, 1):
         where = f"[{number}/{len(chosen)}] {script.name}"
         file = folder / f"{script.name}.json"

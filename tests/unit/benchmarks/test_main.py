@@ -146,7 +146,7 @@ def test_without_real_data_it_is_said_which_ratios_are_others(
     for there in (False, True):
         monkeypatch.setattr(runner, "REAL_DATA", missing)
         runner.run_all(TWO, tmp_path, tmp_path / "R.md", is_again=False)
-        said = f"{missing} is not there: packing take other texts, or another tokenizer, and give other ratios"
+        said = f"{missing} is not there: other texts or another tokenizer, and so other ratios, for packing"
         assert (said in capsys.readouterr().err) is not there
         missing.mkdir(exist_ok=True)
 
