@@ -24,23 +24,23 @@ class Script:
 
 
 SCRIPTS = (
-    Script(name="adapter_step", minutes=6),
-    Script(name="loss_head", minutes=1.5),
-    Script(name="train_step", minutes=7.5),
-    Script(name="instruction_step", minutes=5, takes_real_data=True),
-    Script(name="data_throughput", minutes=5, peers=("mosaicml", "datasets", "litdata"), takes_real_data=True),
-    Script(name="data_resume", minutes=5.5, peers=("mosaicml", "datasets"), takes_real_data=True),
-    Script(name="tokenization", minutes=2, takes_real_data=True),
-    Script(name="packing", minutes=2, peers=("trl",), takes_real_data=True),
-    Script(name="index_scale", minutes=2),
-    Script(name="shuffle_quality", minutes=1),
-    Script(name="checkpoint", minutes=8),
-    Script(name="chaos", minutes=3),
-    Script(name="eval_scoring", minutes=3, takes_real_data=True),
-    Script(name="eval_generation", minutes=3.5, takes_real_data=True),
+    Script(name="adapter_step", minutes=7.2),
+    Script(name="loss_head", minutes=1.6),
+    Script(name="train_step", minutes=6.3),
+    Script(name="instruction_step", minutes=5.2, takes_real_data=True),
+    Script(name="data_throughput", minutes=4.1, peers=("mosaicml", "datasets", "litdata"), takes_real_data=True),
+    Script(name="data_resume", minutes=10, peers=("mosaicml", "datasets"), takes_real_data=True),
+    Script(name="tokenization", minutes=2.7, takes_real_data=True),
+    Script(name="packing", minutes=0.9, peers=("trl",), takes_real_data=True),
+    Script(name="index_scale", minutes=0.8),
+    Script(name="shuffle_quality", minutes=1.1),
+    Script(name="checkpoint", minutes=8.9),
+    Script(name="chaos", minutes=1.2),
+    Script(name="eval_scoring", minutes=3.1, takes_real_data=True),
+    Script(name="eval_generation", minutes=2.3, takes_real_data=True),
     Script(name="collect", minutes=1),
-    Script(name="memory_model", minutes=2),
-    Script(name="preflight", minutes=1.5),
+    Script(name="memory_model", minutes=2.3),
+    Script(name="preflight", minutes=0.7),
 )
 
 NOT_RUN = {
@@ -173,8 +173,12 @@ PROMISES = (
         goal=">=0.995", script="packing", claims=("packing_fill_lognormal_*", "packing_fill_gsm8k_and_code_4096"),
     ),
     Promise(
-        text="text becomes ids fast, with the fast engine", measured="MB/s over tokenizers, and over sentencepiece",
-        goal=">=10", script="tokenization", claims=("tokenization_over_*",),
+        text="text becomes ids fast, with the fast engine", measured="MB/s over tokenizers",
+        goal=">=10", script="tokenization", claims=("tokenization_over_tokenizers",),
+    ),
+    Promise(
+        text="the same", measured="MB/s over sentencepiece",
+        goal=">=10", script="tokenization", claims=("tokenization_over_sentencepiece",),
     ),
     Promise(
         text="and they are the same ids", measured="documents with other ids than sentencepiece",
