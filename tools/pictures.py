@@ -112,6 +112,8 @@ def picture(page: Path, out: Path, *, width: int, height: int) -> None:
     with tempfile.TemporaryDirectory() as profile:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
         options += [f"--screenshot={out}", f"--window-size={width},{height}", "--virtual-time-budget=5000"]
+        # Else the picture may be taken before all of the page is drawn.
+        options.append("--run-all-compositor-stages-before-draw")
         subprocess.run([program, *options, page.as_uri()], check=True, capture_output=True, timeout=300)
     print(f"{out.relative_to(ROOT)}: {out.stat().st_size / 1000:.0f} kB")
 
@@ -161,7 +163,7 @@ def main() -> int:
         page = Path(folder) / "index.html"
         # Paths as they are in the guides, not those of this machine.
         page.write_text(page.read_text(encoding="utf-8").replace(f"{demo.parents[1]}/", ""), encoding="utf-8")
-        picture(page, DOCS / "collect.png", width=1200, height=1150)
+        picture(page, DOCS / "collect.png", width=1200, height=1240)
     return 0
 
 
