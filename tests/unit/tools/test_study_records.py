@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_the_claims_come_out_the_same(study: Path, tmp_path: Path, capsys: pytes
     assert main([str(study), str(archive)]) == 0
     with tarfile.open(archive) as packed:
         names = packed.getnames()
-        packed.extractall(tmp_path / "elsewhere", filter="data")
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(["tar", "xf", archive, "-C", tmp_path / "elsewhere"], check=True, timeout=60)
     assert capsys.readouterr().out == f"{archive}: {len(names)} files, {archive.stat().st_size:,} bytes\n"
     documents = {}
     for root in (study, tmp_path / "elsewhere" / "small"):
