@@ -101,8 +101,8 @@ def markdown(result: Result, figures: Sequence[Drawn], *, folder: str, command: 
     parts = [
         [WRITTEN_BY, "", "# What the papers claim, and what we measured", ""],
         _what_was_run(result),
-        _table(result),
         _note("overview", notes, digests),
+        _table(result),
         _figures(figures, 0, folder),
         ["## How to read it", "", _reading(result), ""],
         *(
