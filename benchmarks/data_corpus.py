@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LLAMA_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "data" / "llama_tokenizer.model"
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real texts and a real tokenizer, which not every machine has."""
+LLAMA_TOKENIZER = REAL_DATA / "llama_tokenizer.model"
 _TEXT_SUFFIXES = (".py", ".md", ".rst", ".txt", ".pyi")
 _LONGEST_DOCUMENT = 8_000
 _SPACE = "\u2581"
@@ -82,8 +84,8 @@ def tokenizer_label() -> str:
     return "llama-2" if LLAMA_TOKENIZER.is_file() else "demo"
 
 
-def tokenizer_files(folder: Path) -> tuple[Path, Path, str]:
-    """A sentencepiece model, the same as a tokenizer.json in `folder` for transformers, and what model it is."""
+def tokenizer_files(folder: Path) -> tuple[Path, Path]:
+    """A sentencepiece model, and the same as a tokenizer.json in `folder` for transformers."""
     model = LLAMA_TOKENIZER
     if not model.is_file():
         from data_pipeline.demo.tokenizer import train_tokenizer
@@ -92,7 +94,7 @@ def tokenizer_files(folder: Path) -> tuple[Path, Path, str]:
         model.write_bytes(train_tokenizer([list(library_texts(2_000_000))], 4096))
     converted = folder / "tokenizer.json"
     convert_tokenizer(model, converted)
-    return model, converted, tokenizer_label()
+    return model, converted
 
 
 def convert_tokenizer(model: Path, file: Path) -> None:

@@ -86,7 +86,7 @@ def contenders(
         scratch: folder for everything else.
         is_short: leave out ours in the two ways that no claim is about.
     """
-    model, converted, _ = tokenizer_files(scratch)
+    model, converted = tokenizer_files(scratch)
     ours = (sys.executable, "ours_resume.py", documents, model, scratch / "kept-ours", "none", (START, far))
     entered = [Contender(OURS, *ours)]
     if not is_short:

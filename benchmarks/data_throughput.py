@@ -58,7 +58,7 @@ class Contender:
 def contenders(names: list[str], environments: Path, documents: Path, folder: Path) -> list[Contender]:
     """Install the peers, and convert the .jsonl files of `documents` into their formats, in `folder`."""
     folder.mkdir(exist_ok=True)
-    model, converted, _ = tokenizer_files(folder)
+    model, converted = tokenizer_files(folder)
     ours = (sys.executable, "ours_rows.py", documents, model)
     entered = [Contender("ours", *ours), Contender(REFERENCE, *ours, ("--engine", "reference"))]
     for name in names:

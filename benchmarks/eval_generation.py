@@ -38,9 +38,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
+from benchmarks.data_corpus import REAL_DATA  # noqa: E402
 from evals.scoring.generation import Prompt, generate  # noqa: E402
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CODE_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 WORD_STOP = ("Question:", "</s>", "<|im_end|>")
 EOS = "<eos>"
@@ -256,7 +256,7 @@ def main() -> None:
     parser = options(
         __doc__, quick="a smaller model and fewer prompts, a minute or two", bench="fewer prompts, shorter texts"
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real data sets")
+    parser.add_argument("--data", type=Path, default=REAL_DATA, help="folder of the real data sets")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
+from benchmarks.data_corpus import REAL_DATA  # noqa: E402
 from evals.scoring.rows import Row  # noqa: E402
 from evals.scoring.scorer import Answer, Scorer  # noqa: E402
 from evals.scoring.tries import pack  # noqa: E402
@@ -261,7 +262,7 @@ def main() -> None:
     parser = options(
         __doc__, quick="a small model and few questions, in about a minute", bench="12 questions of each set"
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--data", type=Path, default=REAL_DATA, help="folder of the data sets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     size = size_of(arguments.size)

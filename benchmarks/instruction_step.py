@@ -32,9 +32,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
-from benchmarks.data_corpus import convert_tokenizer, numbered_texts  # noqa: E402
+from benchmarks.data_corpus import REAL_DATA, convert_tokenizer, numbered_texts  # noqa: E402
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEQ_LEN, VOCAB = 2048, 4096
 GOAL, SAME_LOSS = ">=2.5", "<=1e-5"
 PEER = f"transformers {importlib.metadata.version('transformers')}"
@@ -170,14 +169,14 @@ def main() -> None:
     # Otherwise DeepSpeed, which transformers imports, says that it finds no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     count, rounds = {"quick": (64, 1), "bench": (72, 3), "full": (400, 3)}[asked.size]
-    sets = {"gsm8k_and_code": real_pairs(DATA), "lognormal": invented_pairs(5000)}
+    sets = {"gsm8k_and_code": real_pairs(REAL_DATA), "lognormal": invented_pairs(5000)}
     claims: list[dict[str, Any]] = []
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as temporary:
         scratch = Path(temporary)
         for case, pairs in sets.items():
             if not pairs:
-                print(f"{DATA} has no pairs: only made-up ones are trained on")
+                print(f"{REAL_DATA} has no pairs: only made-up ones are trained on")
                 continue
             folder = scratch / case
             facts = prepare(folder, pairs, count)

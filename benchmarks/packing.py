@@ -29,10 +29,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
+from benchmarks.data_corpus import REAL_DATA  # noqa: E402
 from data_pipeline.config import DataConfig, SourceConfig  # noqa: E402
 
 TRL = peers.PEERS["trl"]
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TIMEOUT = 600.0
 PADDED_BATCH = 8
 
@@ -43,15 +43,15 @@ def real_lengths(cache: Path) -> Lengths:
     """Tokens of GSM8K's training pairs and of code instructions, encoded as a recipe would; nothing where there are none."""
     from data_pipeline.stream.opening import open_data
 
-    if not (DATA / "llama_tokenizer.model").exists():
+    if not (REAL_DATA / "llama_tokenizer.model").exists():
         return {}
     gsm8k = SourceConfig(
-        path=str(DATA / "gsm8k_train.jsonl.gz"), kind="prompt", prompt_field="question", response_field="answer"
+        path=str(REAL_DATA / "gsm8k_train.jsonl.gz"), kind="prompt", prompt_field="question", response_field="answer"
     )
-    code = SourceConfig(path=str(DATA / "code_alpaca_2k.jsonl.gz"), kind="alpaca")
+    code = SourceConfig(path=str(REAL_DATA / "code_alpaca_2k.jsonl.gz"), kind="alpaca")
     config = DataConfig(
         sources={"gsm8k": gsm8k, "code": code},
-        tokenizer=DATA / "llama_tokenizer.model",
+        tokenizer=REAL_DATA / "llama_tokenizer.model",
         cache_dir=cache,
         on_bad_record="skip",
     )
@@ -81,7 +81,7 @@ def cases(is_short: bool, cache: Path) -> dict[str, tuple[Lengths, int]]:
         short = {name: each[each <= 512] for name, each in real.items()}
         found["gsm8k_and_code_512"] = (short, 512)
     else:
-        print(f"{DATA} has no tokenizer and examples: only made-up lengths are packed")
+        print(f"{REAL_DATA} has no tokenizer and examples: only made-up lengths are packed")
     return found
 
 

@@ -175,7 +175,7 @@ def documents(folder: Path) -> Iterator[Growth]:
     """Small documents in 8 files: indexing, opening as indexed, and from there to the first batch of packed rows."""
     from benchmarks.data_corpus import tokenizer_files
 
-    tokenizer, _, _ = tokenizer_files(folder)
+    tokenizer, _ = tokenizer_files(folder)
     measured: dict[str, list[dict[str, float]]] = {"index": [], "open": [], "first_batch": []}
     for count in DOCUMENTS:
         data = folder / str(count)

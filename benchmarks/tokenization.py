@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
+from benchmarks.data_corpus import REAL_DATA  # noqa: E402
 from data_pipeline.config import DataConfig, SourceConfig  # noqa: E402
 from data_pipeline.demo.tokenizer import train_tokenizer  # noqa: E402
 from data_pipeline.encoding.examples import Encoder  # noqa: E402
@@ -42,7 +43,6 @@ from data_pipeline.encoding.loading import load_tokenizer  # noqa: E402
 from data_pipeline.encoding.sentencepiece_model import PieceKind, SentencePieceModel, parse_model  # noqa: E402
 from data_pipeline.encoding.tokenizer import Tokenizer  # noqa: E402
 
-SHARED = ROOT.parent / "shared" / "data"
 DOCUMENT = 4000
 """Characters of the documents that a record's own cost is measured with."""
 
@@ -63,12 +63,12 @@ def texts(megabytes: float) -> list[str]:
 
 
 def _all_texts() -> Iterator[str]:
-    if SHARED.is_dir():
-        for path in sorted(SHARED.glob("*.jsonl.gz")):
+    if REAL_DATA.is_dir():
+        for path in sorted(REAL_DATA.glob("*.jsonl.gz")):
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 for line in file:
                     yield "\n".join(value for value in json.loads(line).values() if isinstance(value, str))
-        for path in sorted(SHARED.glob("*.txt")):
+        for path in sorted(REAL_DATA.glob("*.txt")):
             text = path.read_text(encoding="utf-8")
             yield from (text[start : start + 10_000] for start in range(0, len(text), 10_000))
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
@@ -79,7 +79,7 @@ def _all_texts() -> Iterator[str]:
 def tokenizer_file(folder: Path, documents: Sequence[str]) -> tuple[Path, str]:
     """A sentencepiece model in `folder`, and what it is."""
     path = folder / "tokenizer.model"
-    if (shared := SHARED / "llama_tokenizer.model").is_file():
+    if (shared := REAL_DATA / "llama_tokenizer.model").is_file():
         path.write_bytes(shared.read_bytes())
         return path, "Llama 2"
     path.write_bytes(train_tokenizer([documents], 4096))

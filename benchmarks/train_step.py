@@ -36,7 +36,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import peers  # noqa: E402
 from benchmarks.claims import claim, options, show, turns, write_json  # noqa: E402
-from benchmarks.data_corpus import library_texts, tokenizer_files, write_jsonl  # noqa: E402
+from benchmarks.data_corpus import library_texts, tokenizer_files, tokenizer_label, write_jsonl  # noqa: E402
 
 RANKS = 2
 DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_cpu.json"
@@ -221,7 +221,7 @@ def traffic_claims(base: Path, size: Size, scratch: Path) -> tuple[list[dict[str
 def data_wait(size: Size, steps: int, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The part of its steps that a run from text waits for rows."""
     documents = write_jsonl(islice(library_texts(30_000_000), 4000), scratch / "documents", 2)
-    tokenizer, _, label = tokenizer_files(scratch)
+    tokenizer, _ = tokenizer_files(scratch)
     recipe = scratch / "recipe.toml"
     recipe.write_text(
         f"""
@@ -255,7 +255,7 @@ export = false
         sys.executable, "ours_recipe.py", "--recipe", recipe, "--ds_config", DS_CONFIG, "--after", 2,
         scratch=scratch, timeout=1200, ranks=RANKS,
     )  # fmt: skip
-    print(f"  a run from {documents['documents']} documents with the {label} tokenizer: {result}")
+    print(f"  a run from {documents['documents']} documents with the {tokenizer_label()} tokenizer: {result}")
     waited = claim(
         "data_wait_of_step_time", [sum(result["data_seconds"])], [sum(result["step_seconds"])], "<=0.01", "ours"
     )

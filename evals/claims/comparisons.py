@@ -79,6 +79,7 @@ def at_equal_learning(panel: Panel, claim: int, method: Arm, reference: Arm) -> 
         return measure(partial(_forgotten_at_common_level, share=share), *series, units=units)
 
     chosen = {share: [forgetting_least(rates, share * level) for rates in known] for share in LEVELS}
+    levels = {share: at(share, lrs) for share, lrs in chosen.items()}
     least = chosen[1.0]
     means = [_by_seed(rates, lrs)[0][0].mean(axis=0) for rates, lrs in zip(known, least, strict=True)]
     reached = np.array([min(float(mean.max()) for mean in means)])
@@ -89,8 +90,8 @@ def at_equal_learning(panel: Panel, claim: int, method: Arm, reference: Arm) -> 
     return Finding(
         claim=claim, panel=panel.name, what=EQUAL_LEARNING, method=method.label, reference=reference.label,
         against=NAMES[reference.role], rank=method.rank, unit=panel.measures[FORGOTTEN].unit, tokens=max(choice.tokens for choice in pair),
-        measured=at(1.0, least), plain=at(1.0, [[choice.lr] * len(seeds) for choice in pair]),
-        levels={share: at(share, lrs) for share, lrs in chosen.items()},
+        measured=levels[1.0], plain=at(1.0, [[choice.lr] * len(seeds) for choice in pair]),
+        levels=levels,
         details={"level": float(reached[0]), "tokens_at_level": tokens[0], "tokens_at_level_reference": tokens[1],
                  "lr": sorted(set(least[0])), "lr_reference": sorted(set(least[1])), "documents": units},
     )  # fmt: skip

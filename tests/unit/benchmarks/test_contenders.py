@@ -130,7 +130,7 @@ def test_the_converted_tokenizer_gives_the_ids_of_sentencepiece(tmp_path):
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-    model, converted, _ = tokenizer_files(tmp_path)
+    model, converted = tokenizer_files(tmp_path)
     reference, engine = SentencePieceProcessor(model_file=str(model)), Tokenizer.from_file(str(converted))
     engine.encode_special_tokens = True
     texts = [text[:2000] for text in itertools.islice(library_texts(10_000_000), 0, 100, 10)]

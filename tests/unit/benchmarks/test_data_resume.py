@@ -51,7 +51,7 @@ def test_contenders_take_turns_at_their_own_positions(monkeypatch: pytest.Monkey
 
 def test_ours_goes_on_from_before_the_first_row(tmp_path: Path) -> None:
     write_jsonl(numbered_texts(3000), tmp_path / "documents", 2)
-    tokenizer, _, _ = tokenizer_files(tmp_path)
+    tokenizer, _ = tokenizer_files(tmp_path)
     kept = tmp_path / "kept"
     kept.mkdir()
     common = (

@@ -195,7 +195,7 @@ def test_documents_are_indexed_and_read_in_processes_of_their_own(tmp_path: Path
     write_documents(data, 100)
     texts = [json.loads(line)["text"] for file in data.iterdir() for line in file.read_text().splitlines()]
     assert len(set(texts)) == 100
-    tokenizer, _, _ = tokenizer_files(tmp_path)
+    tokenizer, _ = tokenizer_files(tmp_path)
     indexed, opened, batch = (
         in_a_process(task, str(data), str(tokenizer)) for task in ("index", "open", "first_batch")
     )
